@@ -1,0 +1,28 @@
+"""Gradient oracles: (objective, z) -> dz, where objective(z) is one value per example."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Objective = Callable[[Tensor], Tensor]
+Oracle = Callable[[Objective, Tensor], Tensor]
+
+
+def input_grad(objective: Objective, z: Tensor) -> Tensor:
+    """The gradient of each example's objective with respect to its own input.
+
+    The examples do not interact, so one backward pass of the sum gives all gradients.
+
+    Args:
+        objective: z (N, ...) -> (N,).
+        z: where to differentiate, (N, ...); not changed.
+
+    Returns:
+        The gradients, the shape of `z`, detached.
+    """
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        return torch.autograd.grad(objective(z).sum(), z)[0]

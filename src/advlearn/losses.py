@@ -1,0 +1,53 @@
+"""Losses an attack maximises: (logits (N, K), labels (N,)) -> (N,), larger = better for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """-log softmax(logits)[y], the loss that training minimises. (N, K), (N,) -> (N,)."""
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+def _best_other(logits: Tensor, y: Tensor) -> Tensor:
+    """The largest logit of another class. Masked with −inf: logits may all be negative."""
+    return logits.scatter(1, y[:, None], -torch.inf).amax(1)
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """max over i ≠ y of z_i, minus z_y: positive exactly when the prediction is wrong.
+
+    Carlini & Wagner 2017, arXiv:1608.04644. (N, K), (N,) -> (N,).
+    """
+    return _best_other(logits, y) - logits.gather(1, y[:, None]).squeeze(1)
+
+
+def cw(kappa: float) -> Loss:
+    """The margin loss that stops at confidence κ: −max(κ − margin, 0).
+
+    The form of Madry et al. (κ = 50 is their CW+). Returns a loss (N, K), (N,) -> (N,).
+    """
+
+    def loss(logits: Tensor, y: Tensor) -> Tensor:
+        return -F.relu(kappa - margin(logits, y))
+
+    return loss
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """Difference of logits ratio: margin / (z_(1) − z_(3)), unchanged by scaling the logits.
+
+    Croce & Hein 2020, arXiv:2003.01690. (N, K), (N,) -> (N,); needs K ≥ 3 classes.
+    """
+    if logits.shape[1] < 3:
+        raise ValueError(f"dlr: {logits.shape[1]} classes, it needs at least 3 (the ratio divides "
+                         "by the gap between the largest and the third largest logit)")
+    top = logits.topk(3, dim=1).values
+    return margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)

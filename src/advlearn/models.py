@@ -1,0 +1,146 @@
+"""Networks: `nn.Module`s from images (N, C, H, W) in [0, 1] to logits (N, K).
+
+All are plain `nn.Sequential`s that end in a linear layer. Weights are drawn from the explicit
+`seed`; the global random state is left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+Classifier = Callable[[Tensor], Tensor]
+MNIST_SHAPE = (1, 28, 28)
+
+
+@contextmanager
+def _drawn_from(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+class Normalize(nn.Module):
+    """(x − mean) / std per channel, inside the network, so that ε keeps its meaning in pixels."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+def linear(
+    shape: Sequence[int] = MNIST_SHAPE, classes: int = 10, *, seed: int = 0
+) -> nn.Sequential:
+    """Softmax regression: logits = W x + b. `shape` is (C, H, W)."""
+    return mlp(shape, (), classes, seed=seed)
+
+
+def mlp(
+    shape: Sequence[int] = MNIST_SHAPE,
+    hidden: Sequence[int] = (200,),
+    classes: int = 10,
+    *,
+    seed: int = 0,
+) -> nn.Sequential:
+    """Fully connected ReLU network with the given hidden widths. `shape` is (C, H, W)."""
+    sizes = [shape[0] * shape[1] * shape[2], *hidden]
+    with _drawn_from(seed):
+        layers: list[nn.Module] = [nn.Flatten()]
+        for n_in, n_out in zip(sizes, hidden, strict=False):
+            layers += [nn.Linear(n_in, n_out), nn.ReLU()]
+        return nn.Sequential(*layers, nn.Linear(sizes[-1], classes))
+
+
+def small_conv(
+    shape: Sequence[int] = MNIST_SHAPE, width: float = 1, classes: int = 10, *, seed: int = 0
+) -> nn.Sequential:
+    """Two strided 4×4 convolutions (16 and 32 filters) and FC 100, times `width`.
+
+    The MNIST network of fast adversarial training (Wong, Rice & Kolter, arXiv:2001.03994);
+    about ten times cheaper than the network of Madry et al. `shape` is (C, H, W).
+    """
+    channels, height, breadth = shape
+    a, b, c = (round(n * width) for n in (16, 32, 100))
+    with _drawn_from(seed):
+        return nn.Sequential(
+            nn.Conv2d(channels, a, 4, stride=2, padding=1), nn.ReLU(),
+            nn.Conv2d(a, b, 4, stride=2, padding=1), nn.ReLU(), nn.Flatten(),
+            nn.Linear(b * (height // 4) * (breadth // 4), c), nn.ReLU(), nn.Linear(c, classes),
+        )  # fmt: skip
+
+
+def madry_mnist(
+    shape: Sequence[int] = MNIST_SHAPE, width: int = 16, classes: int = 10, *, seed: int = 0
+) -> nn.Sequential:
+    """The MNIST network of Madry et al. (arXiv:1706.06083) at a `width` of its capacity figure.
+
+    Two 5×5 convolutions, each with 2×2 max pooling, and a hidden layer: (2, 4, 64) at width 1,
+    doubled up to (32, 64, 1024) at width 16, the network of the paper's Table 1.
+    """
+    channels, height, breadth = shape
+    a, b, c = 2 * width, 4 * width, 64 * width
+    with _drawn_from(seed):
+        return nn.Sequential(
+            nn.Conv2d(channels, a, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(a, b, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+            nn.Linear(b * (height // 4) * (breadth // 4), c), nn.ReLU(), nn.Linear(c, classes),
+        )  # fmt: skip
+
+
+ARCHITECTURES = {"linear": linear, "mlp": mlp, "small_conv": small_conv,
+                 "madry_mnist": madry_mnist}  # fmt: skip
+
+
+def build(spec: Mapping[str, object]) -> nn.Sequential:
+    """A network from a manifest entry such as {"name": "small_conv", "width": 1}.
+
+    Raises:
+        ValueError: the name is not one of `ARCHITECTURES`.
+    """
+    options = dict(spec)
+    name = options.pop("name", None)
+    if name not in ARCHITECTURES:
+        raise ValueError(f"build: name={name!r}, allowed are {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[name](**options)
+
+
+def features(model: nn.Sequential) -> nn.Sequential:
+    """The network without its last linear layer: (N, C, H, W) -> (N, F). Weights are shared."""
+    if not isinstance(model, nn.Sequential) or not isinstance(model[-1], nn.Linear):
+        raise ValueError("features: model must be an nn.Sequential that ends in an nn.Linear")
+    return model[:-1]
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, check, bool)() for check in checks)
+
+
+class _Fast(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last) if x.is_cuda else x
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=_has_bf16(x.device)):
+            return self.model(x).float()
+
+
+def fast(model: nn.Module) -> nn.Module:
+    """The same network with a faster forward and backward pass, for use inside attacks.
+
+    bfloat16 where the processor or GPU computes in it, else the network as it is; weights are
+    shared. Its logits are rounded (two to three digits): attack `fast(f)`, judge `f`, as
+    `worst_case(f, x, y, threat, [on(fast(f), attack)])` does.
+    """
+    return _Fast(model)

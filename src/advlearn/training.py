@@ -1,0 +1,294 @@
+"""Training: one loop on Lightning Fabric; what is minimised is an objective, a few lines each.
+
+An objective is a function (model, x, y, state) -> (losses (N,), state).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from advlearn import storage
+from advlearn.attacks.combine import Attack, name_of
+from advlearn.data import Dataset
+from advlearn.evaluation import check_examples, check_logits, predict, worst_case
+from advlearn.tensors import Keyed, generator
+from advlearn.threats import Threat
+
+
+@dataclass(frozen=True)
+class State:
+    """What an objective knows of the training around it, and may keep.
+
+    Attributes:
+        progress: share of all steps done, in [0, 1).
+        keys: random numbers of this batch, keyed by (seed, epoch) and the examples' indices.
+        carry: tensors kept from step to step (and in the checkpoint).
+    """
+
+    progress: float
+    keys: Keyed
+    carry: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+Objective = Callable[[nn.Module, Tensor, Tensor, State], tuple[Tensor, State]]
+
+
+def natural() -> Objective:
+    """Empirical risk: the cross-entropy of the images as they are."""
+
+    def objective(model: nn.Module, x: Tensor, y: Tensor, state: State) -> tuple[Tensor, State]:
+        return F.cross_entropy(model(x), y, reduction="none"), state
+
+    objective.description = "natural"
+    return objective
+
+
+def adversarial(
+    threat: Threat, attack: Attack, *, step_size: float | None = None, ramp: float = 0.0
+) -> Objective:
+    """Adversarial risk: the cross-entropy of the images that `attack` finds from a random start.
+
+    Madry et al., arXiv:1706.06083: min over weights of the mean of the max over the threat's set.
+
+    Args:
+        threat: the set at full size.
+        attack: any attack; it sees the network in eval mode.
+        step_size: passed to the attack and ramped with ε; None if the attack takes none.
+        ramp: share of the training over which ε and step size grow linearly from 0.
+    """
+
+    def objective(model: nn.Module, x: Tensor, y: Tensor, state: State) -> tuple[Tensor, State]:
+        scale = min(1.0, state.progress / ramp) if ramp else 1.0
+        smaller = threat.scaled(scale)
+        options = {} if step_size is None else {"step_size": scale * step_size}
+        bare = getattr(model, "module", model)  # The inner maximum needs no gradient averaging.
+        z = attack(bare, x, y, smaller, start=smaller.sample(x, state.keys), **options)
+        return F.cross_entropy(model(smaller.render(z, x)), y, reduction="none"), state
+
+    objective.description = (f"adversarial({threat}, {name_of(attack)} "
+                             f"{getattr(attack, 'keywords', {})}, {step_size=}, {ramp=})")
+    return objective
+
+
+def trapezoid(warmup: float = 0.05, decay_from: float = 0.5) -> Callable[[float], float]:
+    """Learning-rate factor: up over `warmup`, constant, linearly to 0 from `decay_from` on."""
+
+    def factor(progress: float) -> float:
+        up = progress / warmup if warmup else 1.0
+        return min(1.0, max(up, 1e-3), (1 - progress) / (1 - decay_from))
+
+    return factor
+
+
+def held_out(
+    data: Dataset, threat: Threat | None = None, attack: Attack | None = None
+) -> Callable[[nn.Module], dict[str, float]]:
+    """A validation for `fit`: clean accuracy on `data`, and accuracy under `attack` if given."""
+    x, y = data.tensors()
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        if threat is None or attack is None:
+            return {"clean": float((predict(model, x).argmax(1) == y).double().mean())}
+        result = worst_case(model, x, y, threat, [attack], index=data.index)
+        return {"clean": result.clean_accuracy, "robust": result.accuracy}
+
+    return validate
+
+
+@dataclass
+class History:
+    """One row per epoch: mean training loss and what the validation returned."""
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+
+    def __getitem__(self, key: str) -> list[float]:
+        return [row[key] for row in self.rows]
+
+
+@dataclass(frozen=True)
+class _Config:
+    """What a resumed training must have in common with the interrupted one."""
+
+    objective: str
+    data: str
+    examples: int
+    epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    seed: int
+    precision: str
+
+
+def fit(
+    model: nn.Module,
+    data: Dataset,
+    objective: Objective,
+    *,
+    epochs: int = 10,
+    batch_size: int = 128,
+    lr: float = 2e-3,
+    weight_decay: float = 0.0,
+    schedule: Callable[[float], float] | None = None,
+    validate: Callable[[nn.Module], dict[str, float]] | None = None,
+    checkpoint: str | Path | None = None,
+    seed: int = 0,
+    precision: str = "32-true",
+    progress: bool = True,
+) -> History:
+    """Minimise the mean of `objective` over `data` with Adam, in place.
+
+    The order of the images depends on (seed, epoch), random starts on (seed, epoch, image):
+    neither on the number of processes. Under `torchrun` each process takes its share of every
+    batch. The last incomplete batch of an epoch is dropped.
+
+    Args:
+        model: on the device of `data`.
+        data: training images; hold out the validation images before (`Dataset.split_off`).
+        objective: `natural()`, `adversarial(...)` or a function like them.
+        epochs, batch_size, lr, weight_decay: of Adam; `batch_size` counts all processes.
+        schedule: share of training done -> factor of `lr`; default `trapezoid()`.
+        validate: run after every epoch, e.g. `held_out(...)`; its numbers are kept and shown.
+        checkpoint: file (.safetensors) written after every epoch. If it exists, the training
+            goes on from there, and ends with the weights of an uninterrupted one.
+        seed: of order and random starts (the weights have their own).
+        precision: of Lightning Fabric, e.g. "bf16-mixed".
+        progress: show a bar.
+
+    Raises:
+        ValueError: wrong arguments; a checkpoint of another training; a loss that is not finite.
+    """
+    from lightning_fabric import Fabric
+
+    config = _Config(getattr(objective, "description", name_of(objective)), data.name, len(data),
+                     epochs, batch_size, lr, weight_decay, seed, precision)  # fmt: skip
+    if not 1 <= batch_size <= len(data):
+        raise ValueError(f"fit: batch_size={batch_size}, allowed are 1 to {len(data)} (the data)")
+    if epochs < 1 or lr <= 0:
+        raise ValueError(f"fit: epochs={epochs}, lr={lr}, both must be positive")
+    first = data.take(torch.arange(min(2, len(data)), device=data.labels.device)).tensors()
+    check_examples(*first)
+    logits = predict(model, first[0])
+    check_logits(logits, first[1])
+    if int(data.labels.max()) >= logits.shape[1]:
+        raise ValueError(f"fit: a label is {int(data.labels.max())}, the model has "
+                         f"{logits.shape[1]} classes")
+
+    schedule = schedule or trapezoid()
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Fabric's advice on hardware is not the reader's concern.
+        fabric = Fabric(accelerator=data.images.device.type,
+                        devices=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+                        num_nodes=processes // int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+                        strategy="ddp" if processes > 1 else "auto", precision=precision)  # fmt: skip
+        fabric.launch()
+        optimizer = torch.optim.Adam(model.parameters(), lr, weight_decay=weight_decay)
+        wrapped, optimizer = fabric.setup(model, optimizer)
+
+    history, carry, steps = History(), {}, len(data) // batch_size
+    path = None if checkpoint is None else Path(checkpoint)
+    if path is not None and path.is_file():
+        carry = _resume(path, config, model, optimizer, history)
+    epoch_bar = range(len(history.rows), epochs)
+    for epoch in epoch_bar:
+        order = torch.randperm(len(data), generator=generator(seed * 1_000_003 + epoch))
+        batches = order.to(data.labels.device).split(batch_size)[:steps]
+        total = torch.zeros((), device=data.labels.device)
+        wrapped.train()
+        bar = tqdm(batches, disable=not (progress and fabric.is_global_zero), leave=False,
+                   desc=f"epoch {epoch + 1}/{epochs}", unit="batch")  # fmt: skip
+        for step, rows in enumerate(bar):
+            batch = data.take(rows[fabric.global_rank :: fabric.world_size])
+            x, y = batch.tensors()
+            done = (epoch * steps + step) / (epochs * steps)
+            for group in optimizer.param_groups:
+                group["lr"] = lr * schedule(done)
+            state = State(done, Keyed((seed, epoch), batch.index), carry)
+            with fabric.autocast():
+                losses, state = objective(wrapped, x, y, state)
+                loss = losses.mean()
+            fabric.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+            carry = state.carry
+            total += loss.detach()
+            if step % 50 == 49:
+                bar.set_postfix_str(f"loss {float(total) / (step + 1):.3f}{_last(history)}")
+        mean = float(total) / steps
+        if mean != mean or mean in (float("inf"), float("-inf")):
+            raise ValueError(f"fit: the loss of epoch {epoch + 1} is {mean}; a smaller lr or a "
+                             "ramp of the threat may help")
+        row = {"epoch": epoch + 1, "loss": mean, **(validate(model) if validate else {})}
+        history.rows.append(row)
+        if path is not None and fabric.is_global_zero:
+            _save(path, config, model, optimizer, history, carry)
+    return history
+
+
+def _last(history: History) -> str:
+    row = history.rows[-1] if history.rows else {}
+    return "".join(f", {k} {100 * row[k]:.1f} %" for k in ("clean", "robust") if k in row)
+
+
+def _save(
+    path: Path, config: _Config, model: nn.Module, optimizer: torch.optim.Optimizer,
+    history: History, carry: Mapping[str, Tensor],
+) -> None:  # fmt: skip
+    """Weights, Adam's moments and the history in one safetensors file; nothing is pickled."""
+    from safetensors.torch import save_file
+
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    tensors |= {f"carry.{k}": v for k, v in carry.items()}
+    for i, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{k}": v for k, v in moments.items()}
+    text = json.dumps({"config": asdict(config), "history": history.rows})
+    with storage.atomic(path) as temporary:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary,
+                  metadata={"advlearn": text})  # fmt: skip
+
+
+def _resume(
+    path: Path, config: _Config, model: nn.Module, optimizer: torch.optim.Optimizer,
+    history: History,
+) -> dict[str, Tensor]:  # fmt: skip
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            saved = json.loads(file.metadata()["advlearn"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a training checkpoint of advlearn: {error}. Delete it "
+                         "to start again.") from error  # fmt: skip
+    wanted = asdict(config)
+    for key, value in wanted.items():
+        if saved["config"].get(key) != value:
+            raise ValueError(f"{path} belongs to another training: its {key} is "
+                             f"{saved['config'].get(key)!r}, asked for is {value!r}. Delete it "
+                             "or name another file.")  # fmt: skip
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "carry": {}, "optimizer": {}}
+    for key, value in tensors.items():
+        part, name = key.split(".", 1)
+        parts[part][name] = value
+    model.load_state_dict(parts["model"])
+    state = optimizer.state_dict()
+    for key, value in parts["optimizer"].items():
+        i, name = key.split(".")
+        state["state"].setdefault(int(i), {})[name] = value
+    optimizer.load_state_dict(state)
+    history.rows.extend(saved["history"])
+    device = next(model.parameters()).device
+    return {k: v.to(device) for k, v in parts["carry"].items()}
+
+
