@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from advlearn.attacks.combine import Attack, name_of
 from advlearn.models import Classifier
+from advlearn.progress import bar
 from advlearn.tensors import Keyed, frozen
 from advlearn.threats import Threat
 
@@ -177,8 +177,8 @@ def worst_case(
     standing = _vote(f, x, votes, batch_size, logits) == y
     fooled_by = torch.where(standing, STANDS, MISTAKE)
     x_adv, trace = x.clone(), [float(standing.double().mean())]
-    bar = tqdm(named, disable=not progress, desc="worst case", unit="attack")
-    for position, (name, attack) in enumerate(bar):
+    shown = bar(named, "worst case", "attack", progress)
+    for position, (name, attack) in enumerate(shown):
         left = standing.nonzero()[:, 0]
         for rows in left.split(batch_size) if len(left) else ():
             x_rows, y_rows, threat_rows = x[rows], y[rows], threat.take(rows)
@@ -190,7 +190,7 @@ def worst_case(
             hit = rows[fooled]
             x_adv[hit], fooled_by[hit], standing[hit] = image[fooled], position, False
         trace.append(float(standing.double().mean()))
-        bar.set_postfix_str(f"{100 * trace[-1]:.2f} % stand")
+        shown.set_postfix_str(f"{100 * trace[-1]:.2f} % stand")
     return Result(standing, fooled_by, x_adv, tuple(name for name, _ in named), tuple(trace),
                   threat, seed, time.perf_counter() - began)  # fmt: skip
 

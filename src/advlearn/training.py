@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from advlearn import storage
 from advlearn.attacks.combine import Attack, name_of
 from advlearn.data import Dataset
 from advlearn.evaluation import check_examples, check_logits, predict, worst_case
+from advlearn.progress import bar
 from advlearn.tensors import Keyed, generator
 from advlearn.threats import Threat
 
@@ -206,9 +206,9 @@ def fit(
         batches = order.to(data.labels.device).split(batch_size)[:steps]
         total = torch.zeros((), device=data.labels.device)
         wrapped.train()
-        bar = tqdm(batches, disable=not (progress and fabric.is_global_zero), leave=False,
-                   desc=f"epoch {epoch + 1}/{epochs}", unit="batch")  # fmt: skip
-        for step, rows in enumerate(bar):
+        shown = bar(batches, f"epoch {epoch + 1}/{epochs}", "batch",
+                    progress and fabric.is_global_zero)  # fmt: skip
+        for step, rows in enumerate(shown):
             batch = data.take(rows[fabric.global_rank :: fabric.world_size])
             x, y = batch.tensors()
             done = (epoch * steps + step) / (epochs * steps)
@@ -224,7 +224,7 @@ def fit(
             carry = state.carry
             total += loss.detach()
             if step % 50 == 49:
-                bar.set_postfix_str(f"loss {float(total) / (step + 1):.3f}{_last(history)}")
+                shown.set_postfix_str(f"loss {float(total) / (step + 1):.3f}{_last(history)}")
         mean = float(total) / steps
         if mean != mean or mean in (float("inf"), float("-inf")):
             raise ValueError(f"fit: the loss of epoch {epoch + 1} is {mean}; a smaller lr or a "
