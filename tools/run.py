@@ -1,0 +1,108 @@
+"""Run the chapters: `python tools/run.py --profile cpu [--only 01] [--reference]`.
+
+Executed copies and a summary go to `_build/run/<profile>/`. With --reference the outputs are also
+stored in `chapters/`, after everything has run: a failure on the way leaves them untouched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import notebooks
+from notebooks import ROOT
+
+
+def execute(path: Path, out: Path) -> dict:
+    """Run one notebook into `out`; returns its row of the summary."""
+    import papermill
+
+    row = {"notebook": path.stem, "minutes": None, "headline": {}, "error": None}
+    start = time.perf_counter()
+    try:
+        done = papermill.execute_notebook(
+            path, out, kernel_name="python3", cwd=out.parent, autosave_cell_every=0
+        )
+        row["headline"] = notebooks.headline(done)
+    except Exception as error:  # a failing chapter must not hide the next one's result
+        row["error"] = f"{type(error).__name__}: {error}".strip()
+    row["minutes"] = round((time.perf_counter() - start) / 60, 2)
+    return row
+
+
+def table(rows: list[dict]) -> str:
+    lines = ["| notebook | minutes | headline numbers |", "|---|---|---|"]
+    for row in rows:
+        numbers = ", ".join(f"{key} = {value}" for key, value in row["headline"].items())
+        lines.append(
+            f"| {row['notebook']} | {row['minutes']} | {'FAILED' if row['error'] else numbers} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", choices=notebooks.PROFILES, default="cpu")
+    parser.add_argument("--only", default="", help="run the notebooks whose name starts so")
+    parser.add_argument("--reference", action="store_true", help="store the outputs in chapters/")
+    parser.add_argument("--python", default=sys.executable, help="interpreter of the kernel")
+    parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.reference and args.profile == "smoke":
+        parser.error("reference outputs come from the profile cpu or better, not from smoke")
+    chosen = [p for p in notebooks.paths(args.root) if p.name.startswith(args.only)]
+    if not chosen:
+        parser.error(f"no notebook starts with {args.only!r}")
+
+    folder = args.root / "_build" / "run" / args.profile
+    folder.mkdir(parents=True, exist_ok=True)
+    env = {"ADVLEARN_PROFILE": args.profile}
+    if args.reference:
+        env["TQDM_DISABLE"] = "1"  # bars are for the live reader
+    rows, outs = [], []
+    with tempfile.TemporaryDirectory() as kernels:
+        notebooks.use_kernel(Path(kernels), args.python, env)
+        for number, path in enumerate(chosen, 1):
+            print(f"[{number}/{len(chosen)}] {path.stem} ({args.profile})", flush=True)
+            outs.append(folder / path.name)
+            rows.append(execute(path, outs[-1]))
+            if rows[-1]["error"]:
+                print(rows[-1]["error"], file=sys.stderr)
+
+    summary = table(rows)
+    (folder / "summary.md").write_text(summary + "\n", encoding="utf8")
+    (folder / "summary.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf8")
+    print("\n" + summary)
+    if any(row["error"] for row in rows):
+        return 1
+    if args.reference:
+        store(chosen, outs, rows, args.profile)
+    return 0
+
+
+def store(chosen: list[Path], outs: list[Path], rows: list[dict], profile: str) -> None:
+    """Make all notebooks ready before the first of them is written."""
+    from advlearn import provenance
+
+    made = provenance.stamp()
+    ready = []
+    for path, out, row in zip(chosen, outs, rows, strict=True):
+        nb = notebooks.read(path)
+        record = {
+            "profile": profile,
+            "code_sha256": notebooks.code_hash(nb),
+            "minutes": row["minutes"],
+            "device": made["hardware"],
+            **{key: made[key] for key in ("commit", "date", "torch")},
+        }
+        ready.append((notebooks.store_outputs(nb, notebooks.read(out), record), path))
+    for nb, path in ready:
+        notebooks.write(nb, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
