@@ -131,7 +131,9 @@ class _Fast(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last) if x.is_cuda else x
+        # clone and not contiguous: that leaves a single channel's strides, and convolutions follow
+        # the strides. The weights keep their layout.
+        x = x.clone(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=_has_bf16(x.device)):
             return self.model(x).float()
 
@@ -139,8 +141,9 @@ class _Fast(nn.Module):
 def fast(model: nn.Module) -> nn.Module:
     """The same network with a faster forward and backward pass, for use inside attacks.
 
-    bfloat16 where the processor or GPU computes in it, else the network as it is; weights are
-    shared. Its logits are rounded (two to three digits): attack `fast(f)`, judge `f`, as
+    Images with the channel as the innermost dimension, and bfloat16 where the processor or GPU
+    computes in it. Weights are shared, and read at every call. Its logits are rounded (two to
+    three digits): attack `fast(f)`, judge `f`, as
     `worst_case(f, x, y, threat, [on(fast(f), attack)])` does.
     """
     return _Fast(model)
