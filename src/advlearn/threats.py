@@ -82,7 +82,13 @@ class NormBall:
         flat = z.flatten(1)
         in_box = ((flat >= -tol) & (flat <= 1 + tol)).all(1)
         distance = norms(z.double() - x.double(), self.p)
-        return in_box & (distance <= self.eps * (1 + tol) + tol)
+        # Each pixel of an exact projection is rounded by half a unit in its last place.
+        rounding = flat.shape[1] ** (1 / self.p) * torch.finfo(x.dtype).eps / 4
+        return in_box & (distance <= self._radius(distance) * (1 + tol) + tol + rounding)
+
+    def _radius(self, x: Tensor) -> Tensor:
+        """ε of every example, (N,), in the type of `x` and on its device, without waiting."""
+        return x.new_zeros(len(x)) + (self.eps.to(x) if isinstance(self.eps, Tensor) else self.eps)
 
     def _free(self, g: Tensor, z: Tensor) -> Tensor:
         """`g` without the coordinates that stand at the box and would leave it."""
@@ -117,13 +123,14 @@ class L2(NormBall):
         """Uniform in the ball (a direction, and a radius with density ~ r^(d-1)), then projected."""
         direction = normal(x, gen)
         u = uniform(x.flatten(1)[:, :1], gen, stream=2)[:, 0]
-        radius = self.eps * u ** (1 / x[0].numel())
+        radius = self._radius(x) * u ** (1 / x[0].numel())
         return self.project(x + per_example(radius / norms(direction, 2), x) * direction, x)
 
     def ascend(self, g: Tensor, z: Tensor, x: Tensor) -> Tensor:
         """The gradient over the coordinates that can move, divided by its length."""
-        g = self._free(g, z)
-        return g / per_example(norms(g, 2).clamp(min=torch.finfo(g.dtype).tiny), g)
+        g, tiny = self._free(g, z), torch.finfo(g.dtype).tiny
+        g = g / per_example(norms(g, math.inf).clamp(min=tiny), g)  # Else tiny squares vanish.
+        return g / per_example(norms(g, 2).clamp(min=tiny), g)
 
     def project(self, z: Tensor, x: Tensor) -> Tensor:
         r"""The nearest point of ball ∩ box, exactly (clipping after scaling is not it).
@@ -137,13 +144,13 @@ class L2(NormBall):
         def excess(s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             sv = s[:, None] * v
             d = torch.clamp(sv, low, high)
+            length = norms(d, 2)
             inner = (d * v).masked_fill_(d != sv, 0).sum(1)  # Clipped coordinates do not move.
-            return d, norms(d, 2) ** 2 - eps**2, 2 * inner
+            return d, length - eps, inner / length
 
-        eps = torch.as_tensor(self.eps, dtype=x.dtype, device=x.device).expand(len(x))
+        eps = self._radius(x)
         d = _solve(excess, eps, v, increasing=True)
-        shrink = (eps / norms(d, 2).clamp(min=torch.finfo(d.dtype).tiny)).clamp(max=1)
-        return (x + (d * shrink[:, None]).view_as(x)).clamp_(0, 1)
+        return (x + d.view_as(x)).clamp_(0, 1)
 
 
 class L1(NormBall):
@@ -156,7 +163,7 @@ class L1(NormBall):
         size = -torch.log1p(-uniform(x, gen))
         spare = -torch.log1p(-uniform(x.flatten(1)[:, :1], gen, stream=2))[:, 0]
         sign = (uniform(x, gen, stream=3) - 0.5).sign()
-        scale = self.eps / (norms(size, 1) + spare)
+        scale = self._radius(x) / (norms(size, 1) + spare)
         return self.project(x + per_example(scale, x) * size * sign, x)
 
     def ascend(self, g: Tensor, z: Tensor, x: Tensor) -> Tensor:
@@ -183,10 +190,9 @@ class L1(NormBall):
             moving = ((over > 0) & (over < room)).sum(1)
             return d, d.sum(1) - eps, -moving * top
 
-        eps = torch.as_tensor(self.eps, dtype=x.dtype, device=x.device).expand(len(x))
+        eps = self._radius(x)
         d = _solve(excess, eps, v, increasing=False)
-        shrink = (eps / d.sum(1).clamp(min=torch.finfo(d.dtype).tiny)).clamp(max=1)
-        return (x + (v.sign() * d * shrink[:, None]).view_as(x)).clamp_(0, 1)
+        return (x + (v.sign() * d).view_as(x)).clamp_(0, 1)
 
 
 def _solve(
@@ -200,24 +206,28 @@ def _solve(
 
     `excess(s)` returns d(s), the amount by which its norm exceeds ε, and the slope of that in s.
     Rows whose clipped point (s = 1 if increasing, else s = 0) is inside already are left there.
-    On the CPU the loop ends when every row is solved; on a GPU asking would make it wait.
+    A row that is solved stands still, so that no row depends on the others. On the CPU the loop
+    ends when every row is solved; on a GPU asking would make it wait.
     """
-    start = torch.full_like(v[:, 0], float(increasing))
-    s, low, high = start, torch.zeros_like(start), torch.ones_like(start)
+    limits = torch.finfo(v.dtype)
+    s = torch.full_like(v[:, 0], float(increasing))
+    low, high = torch.zeros_like(s), torch.ones_like(s)
     d, value, slope = excess(s)
     inside = value <= 0
-    tol = 8 * torch.finfo(v.dtype).eps * (1 + eps * eps)
+    done = inside | (eps == 0)
     for _ in range(60 if v.dtype == torch.float64 else 30):
-        done = inside | (value.abs() <= tol)
         if not v.is_cuda and bool(done.all()):
             break
         above = (value > 0) == increasing  # Is the root to the left of s?
         low, high = torch.where(above, low, s), torch.where(above, s, high)
         newton = s - value / slope
-        middle = (low + high) / 2
-        s = torch.where((newton > low) & (newton < high), newton, middle)
-        s = torch.where(inside, start, s)
+        done = done | ((newton - s).abs() <= 2 * limits.eps * s)
+        newton = torch.where((newton > low) & (newton < high), newton, (low + high) / 2)
+        s = torch.where(done, s, newton)
         d, value, slope = excess(s)
-    return d
+        done = done | (value.abs() <= 64 * limits.eps * eps)
+    scale = (eps / (value + eps).clamp(min=limits.tiny)).clamp(max=2)  # The last bits.
+    return d * torch.where(inside, 1, scale)[:, None]
+
 
 Threat = NormBall  # The only kind so far; rotations and patches will be others.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from advlearn.gradients import Oracle, input_grad
@@ -47,11 +48,11 @@ def pgd(
     """
     z = threat.center(x) if start is None else start
     step_size, velocity = per_example(step_size, x), 0
-    with frozen(f):
+    with frozen(f), torch.no_grad():
         for _ in range(steps):
             g = grad(lambda z: loss(f(threat.render(z, x)), y), z)
             if momentum:
-                scale = norms(g, 1).clamp(min=1e-30)
+                scale = norms(g, 1).clamp(min=torch.finfo(g.dtype).tiny)
                 g = velocity = momentum * velocity + g / per_example(scale, g)
             z = threat.project(z + step_size * threat.ascend(g, z, x), x)
     return z
