@@ -48,7 +48,7 @@ def pytest_terminal_summary(terminalreporter):
         if report.when == "call" and "seconds" in dict(report.user_properties)
     ]
     if timed:
-        terminalreporter.section("seconds per notebook")
+        terminalreporter.section("CPU seconds per notebook, in smoke")
         for name, seconds in sorted(timed):
             terminalreporter.write_line(f"{seconds:6.1f}  {name}")
 
