@@ -22,7 +22,8 @@ def public(tree):
 def signature(item, prefix=""):
     if isinstance(item, ast.ClassDef):
         fields = [
-            f"{f.target.id}: {ast.unparse(f.annotation)}" + (f" = {ast.unparse(f.value)}" if f.value else "")
+            f"{f.target.id}: {ast.unparse(f.annotation)}"
+            + (f" = {ast.unparse(f.value)}" if f.value else "")
             for f in item.body
             if isinstance(f, ast.AnnAssign) and not f.target.id.startswith("_")
         ]

@@ -44,8 +44,13 @@ def link_eqrefs(app, doctree):
         if match:
             label = match.group(1)
             reference = pending_xref(
-                "", nodes.Text(f"({label})"), refdomain="math", reftype="eq",
-                reftarget=label, refdoc=app.env.docname, refwarn=True,
+                "",
+                nodes.Text(f"({label})"),
+                refdomain="math",
+                reftype="eq",
+                reftarget=label,
+                refdoc=app.env.docname,
+                refwarn=True,
             )
             reference.line, reference.source = node.line, node.source
             node.replace_self(reference)

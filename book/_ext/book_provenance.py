@@ -76,7 +76,9 @@ class ChapterTimings(SphinxDirective):
                 f"| {str(meta.get('date', '–'))[:10]} |"
             )
         node = nodes.container()
-        self.state.nested_parse(StringList(rows, source="chapter-timings"), self.content_offset, node)
+        self.state.nested_parse(
+            StringList(rows, source="chapter-timings"), self.content_offset, node
+        )
         return node.children
 
 

@@ -1,77 +1,195 @@
-"""`{recorded-runs}`: every recorded run in data/results/*.json as a table, whatever is there.
+"""Tables made from the numbers under data/ when the book is built.
 
-A record is a JSON object. Single values are shown as provenance, a list of
-objects as a table, an object of values as a table of two columns. The papers'
-numbers (papers.json) are shown elsewhere.
+`{paper-table} Table 1`  rows of data/results/papers.json whose `where` is "Table 1"
+`{trained-networks}`     the manifests in data/checkpoints
+`{recorded-runs}`        every other data/results/*.json, one table per chapter
+
+What is not there is not shown, and the page says so.
 """
 
 import json
+import re
+from collections import Counter
 from pathlib import Path
 
 from docutils import nodes
+from docutils.parsers.rst import directives
 from docutils.statemachine import StringList
 from sphinx.util.docutils import SphinxDirective
 
-SKIP = {"papers.json"}
+PAPERS = "data/results/papers.json"
+
+
+def percent(value):
+    return f"{100 * value:.1f}"
 
 
 def short(value):
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "–"}[value]
+    """A recorded value in a table cell: up to four significant digits."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, (list, tuple)):
-        return ", ".join(short(v) for v in value[:6]) + (", …" if len(value) > 6 else "")
+        return ", ".join(short(v) for v in value)
     if isinstance(value, dict):
         return "; ".join(f"{k} {short(v)}" for k, v in value.items())
-    text = str(value).replace("|", "\\|").replace("\n", " ")
-    return text[:10] if len(text) == 40 and all(c in "0123456789abcdef" for c in text) else text
+    return str(value).replace("|", "\\|").replace("\n", " ")
 
 
-def grid(rows):
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    yield "| " + " | ".join(columns) + " |"
-    yield "|" + "---|" * len(columns)
+def grid(header, rows, align=""):
+    marks = {"r": "--:", "l": "---"}
+    yield "| " + " | ".join(header) + " |"
+    yield "|" + "|".join(marks[a] for a in align.ljust(len(header), "l")) + "|"
     for row in rows:
-        yield "| " + " | ".join(short(row[c]) if c in row else "" for c in columns) + " |"
+        yield "| " + " | ".join(short(cell) for cell in row) + " |"
 
 
-def markdown(name, record):
-    """One record as lines of Markdown."""
-    single = {k: v for k, v in record.items() if not isinstance(v, (dict, list))}
-    yield f"**{record.get('title', name)}**"
+def paper_rows(numbers, where):
+    chosen = [n for n in numbers if n["where"] == where and n.get("verified")]
+    columns = [("attack", "l"), ("steps", "r"), ("restarts", "r"), ("source", "l")]
+    columns = [(c, a) for c, a in columns if {n[c] for n in chosen} - {None, 1}]
+    strongest = min((n["value"] for n in chosen if n["source"] == "A"), default=None)
+    for n in chosen:
+        row = [n["attack"] if n["attack"] != "none" else "none (clean)"]
+        single = "PGD" not in n["attack"] and "CW" not in n["attack"]
+        row += [None if single and c != "source" else n[c] for c, _ in columns[1:]]
+        row += [f"{n['value']:.1f}"]
+        row = [
+            re.sub("^A nat$", "A<sub>nat</sub>", cell) if isinstance(cell, str) else cell
+            for cell in row
+        ]
+        if n["value"] == strongest and n["source"] == "A":
+            row = [f"**{short(cell)}**" if cell is not None else None for cell in row]
+        yield row
+    return [c for c, _ in columns] + ["accuracy, %"], "".join(a for _, a in columns) + "r"
+
+
+def drain(generator):
+    """The rows that a generator yields and the value that it returns."""
+    rows = []
+    while True:
+        try:
+            rows.append(next(generator))
+        except StopIteration as end:
+            return rows, end.value
+
+
+def attack_names(names):
+    counted = Counter(re.sub(r" #\d+$", "", name) for name in names)
+    return ", ".join(name if k == 1 else f"{name} × {k}" for name, k in counted.items())
+
+
+def network_row(m):
+    measured = m["measured"]
+    fgsm, worst = measured["fgsm"], measured["worst_case"]
+    return [
+        f"`{m['name']}`",
+        percent(worst["clean_accuracy"]),
+        percent(fgsm["accuracy"]),
+        f"{percent(worst['accuracy'])} [{percent(worst['low'])}, {percent(worst['high'])}]",
+        attack_names(worst["attacks"]),
+        worst["threat"],
+        f"{worst['n']:,}",
+        f"{m['minutes']:.1f}",
+    ]
+
+
+def runs_table(name, runs):
+    heads = [f"{r['profile']}, seed {r['seed']}" for r in runs]
+    keys = list(dict.fromkeys(k for r in runs for k in r["values"]))
+    rows = [[f"`{k}`", *(r["values"].get(k) for r in runs)] for k in keys]
+    rows.append(["minutes", *(r.get("minutes") for r in runs)])
+    yield f"**{name}**"
     yield ""
-    if single:
-        yield " · ".join(f"{k}: {short(v)}" for k, v in single.items() if k != "title")
-        yield ""
-    for key, value in record.items():
-        if isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
-            rows = value
-        elif isinstance(value, dict) and value and all(isinstance(v, dict) for v in value.values()):
-            rows = [{key: k, **v} for k, v in value.items()]
-        elif isinstance(value, dict) and value:
-            rows = [{key: k, "value": v} for k, v in value.items()]
-        else:
-            continue
-        yield from grid(rows)
+    yield from grid(["value", *heads], rows, "l" + "r" * len(runs))
+    yield ""
+    origins = {}
+    for head, r in zip(heads, runs, strict=True):
+        parts = [
+            r.get("hardware"),
+            f"PyTorch {r.get('torch')}",
+            f"commit {r.get('commit')}",
+            r.get("date"),
+        ]
+        origins.setdefault(" · ".join(str(p) for p in parts), []).append(head)
+    for origin, which in origins.items():
+        yield f"{'; '.join(which)}: {origin}."
         yield ""
 
 
-class RecordedRuns(SphinxDirective):
-    def run(self):
-        folder = Path(self.env.srcdir, "data/results")
-        lines = []
-        for path in sorted(folder.glob("*.json")) if folder.exists() else []:
-            self.env.note_dependency(str(path))
-            if path.name not in SKIP:
-                lines += [*markdown(path.stem, json.loads(path.read_text(encoding="utf8"))), ""]
-        if not lines:
-            lines = ["No recorded run is part of this version yet."]
-        node = nodes.container(classes=["recorded-runs"])
-        self.state.nested_parse(StringList(lines, source="recorded-runs"), self.content_offset, node)
+class Lines(SphinxDirective):
+    def show(self, lines, classes=()):
+        node = nodes.container(classes=["from-data", *classes])
+        self.state.nested_parse(
+            StringList(list(lines), source=self.name), self.content_offset, node
+        )
         return [node]
+
+    def read(self, path):
+        self.env.note_dependency(str(path))
+        return json.loads(Path(path).read_text(encoding="utf8"))
+
+    def files(self, folder):
+        return sorted(Path(self.env.srcdir, folder).glob("*.json"))
+
+
+class PaperTable(Lines):
+    required_arguments = 1
+    final_argument_whitespace = True
+    option_spec = {"name": directives.unchanged, "caption": directives.unchanged}
+
+    def run(self):
+        numbers = self.read(Path(self.env.srcdir, PAPERS))["numbers"]
+        rows, (header, align) = drain(paper_rows(numbers, self.arguments[0]))
+        if not rows:
+            raise self.error(f"no number in {PAPERS} comes from {self.arguments[0]!r}")
+        return self.show(
+            [f":::{{table}} {self.options['caption']}", f":name: {self.options['name']}", "",
+             *grid(header, rows, align), ":::"]
+        )  # fmt: skip
+
+
+class TrainedNetworks(Lines):
+    def run(self):
+        manifests = [self.read(path) for path in self.files("data/checkpoints")]
+        if not manifests:
+            return self.show(["No trained network is part of this version yet."])
+        header = [
+            "network",
+            "clean",
+            "FGSM",
+            "all attacks [95 %]",
+            "attacks",
+            "threat",
+            "images",
+            "minutes",
+        ]
+        origins = dict.fromkeys(
+            f"{m['hardware']}, PyTorch {m['torch']}, {m['date']}" for m in manifests
+        )
+        return self.show(
+            [
+                *grid(header, map(network_row, manifests), "lrrrllrr"),
+                "",
+                "Trained on: " + "; ".join(origins) + ".",
+            ]
+        )
+
+
+class RecordedRuns(Lines):
+    def run(self):
+        lines = []
+        for path in self.files("data/results"):
+            if path.name != Path(PAPERS).name and "runs" in (record := self.read(path)):
+                lines += runs_table(path.stem, record["runs"])
+        return self.show(lines or ["No recorded run is part of this version yet."])
 
 
 def setup(app):
+    app.add_directive("paper-table", PaperTable)
+    app.add_directive("trained-networks", TrainedNetworks)
     app.add_directive("recorded-runs", RecordedRuns)
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+    return {"version": "2", "parallel_read_safe": True, "parallel_write_safe": True}

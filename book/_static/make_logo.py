@@ -22,7 +22,7 @@ def svg(stroke, arrow):
 <path d="M{c} {c}L{c + r - 3} {c - r + 3}"/>
 <path d="M{c + r - 13} {c - r + 3}H{c + r - 3}V{c - r + 13}"/>
 </g>
-<circle cx="{c}" cy="{c}" r="{arrow + .6}" fill="{ORANGE}"/>
+<circle cx="{c}" cy="{c}" r="{arrow + 0.6}" fill="{ORANGE}"/>
 </svg>
 """
 

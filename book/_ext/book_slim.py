@@ -1,0 +1,146 @@
+"""Make the built book small: only the icons and the style rules that its pages use.
+
+The theme brings all of Font Awesome (1.5 MB of script) and all of Bootstrap (0.4 MB of rules).
+After the build, the script is replaced by one that knows just the icons found in the pages, and
+rules for classes that no page and no script names are taken out of the style sheets. Search
+scripts stay on the search page only.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from sphinx.util import logging
+
+log = logging.getLogger(__name__)
+
+ICON_CLASS = re.compile(r"fa-([a-z0-9]+(?:-[a-z0-9]+)*)")
+ICON_DATA = re.compile(
+    r'(?:"([a-z0-9-]+)"|([a-z][a-z0-9]*)):\[(\d+),(\d+),(\[[^\]]*\]),"[0-9a-f]+","([^"]+)"\]'
+)
+SHEETS = ("styles/pydata-sphinx-theme.css", "sphinx-design.min.css", "mystnb.*.css")
+ICON_GLYPH = re.compile(r"\.fa-[\w-]+::?before")  # drawn as SVG instead
+# Classes that scripts put together from parts.
+KEPT = re.compile(r"(bs-|tooltip|show|fade|collaps|dropdown|modal|offcanvas|pst-|togg)")
+SEARCH_SCRIPT = re.compile(
+    r'\s*<script src="[^"]*(?:searchtools|language_data|searchindex)\.js[^"]*"></script>'
+)
+LOADER = """/* Icons of Font Awesome Free (https://fontawesome.com), CC BY 4.0, only those used here. */
+(function () {
+  const icons = %s;
+  const families = ["fa-solid", "fas", "fa-brands", "fab", "fa-regular", "far", "fa"];
+  function draw(root) {
+    for (const i of root.querySelectorAll(families.map((f) => `.${f}:not(svg)`).join())) {
+      const name = [...i.classList].map((c) => c.replace(/^fa-/, "")).find((c) => icons[c]);
+      if (!name) continue;
+      const [w, h, d] = icons[name];
+      const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+      for (const { name, value } of i.attributes) svg.setAttribute(name, value);
+      svg.setAttribute("viewBox", `0 0 ${w} ${h}`);
+      svg.setAttribute("aria-hidden", "true");
+      svg.classList.add("book-icon");
+      svg.innerHTML = `<path fill="currentColor" d="${d}"></path>`;
+      i.replaceWith(svg);
+    }
+  }
+  if (document.readyState === "loading") {
+    document.addEventListener("DOMContentLoaded", () => draw(document));
+  } else {
+    draw(document);
+  }
+})();
+"""
+
+
+def icon_script(source, used):
+    """The small replacement of the theme's script; None if the icons cannot be found in it."""
+    known, aliases = {}, {}
+    for quoted, bare, width, height, others, path in ICON_DATA.findall(source):
+        name = quoted or bare
+        # An outlined and a filled icon can share a name; the filled one comes last.
+        known[name] = (int(width), int(height), path)
+        aliases.update(dict.fromkeys(re.findall(r'"([a-z0-9-]+)"', others), name))
+    icons = {n: known[aliases.get(n, n)] for n in sorted(used) if aliases.get(n, n) in known}
+    return LOADER % json.dumps(icons) if icons else None
+
+
+def blocks(css):
+    """(prelude, body) of every rule at the top level of a style sheet."""
+    start = depth = 0
+    for i, char in enumerate(css):
+        if char == "{":
+            depth += 1
+            if depth == 1:
+                prelude, opened = css[start:i], i + 1
+        elif char == "}":
+            depth -= 1
+            if depth == 0:
+                yield prelude, css[opened:i]
+                start = i + 1
+
+
+def split_selectors(prelude):
+    return re.split(r",(?![^()]*\))", prelude)
+
+
+def needed(selector, used):
+    if ICON_GLYPH.search(selector):
+        return False
+    if "\\" in selector or ":is(" in selector or ":where(" in selector:
+        return True
+    classes = re.findall(r"\.(-?[_a-zA-Z][\w-]*)", re.sub(r":(?:not|has)\([^()]*\)", "", selector))
+    return all(c in used or KEPT.match(c) for c in classes)
+
+
+def fewer_rules(css, used):
+    """The style sheet without the rules that can match nothing in the book."""
+    out = []
+    for prelude, body in blocks(css):
+        notice, prelude = re.match(
+            r"((?:\s|/\*.*?\*/|@(?:charset|import)[^;]*;)*)(.*)", prelude, re.S
+        ).groups()
+        out += re.findall(r"/\*!.*?\*/", notice, re.S)
+        if prelude.startswith(("@media", "@supports", "@layer", "@container")):
+            inner = fewer_rules(body, used)
+            out += [prelude + "{" + inner + "}"] if inner else []
+        elif prelude.startswith("@font-face") and "Font Awesome" in body:
+            continue
+        elif prelude.startswith("@"):
+            out.append(prelude + "{" + body + "}")
+        else:
+            kept = [s for s in split_selectors(prelude) if needed(s, used)]
+            out += [",".join(kept) + "{" + body + "}"] if kept else []
+    return "".join(out)
+
+
+def slim(app, error):
+    static = Path(app.outdir, "_static")
+    if error or app.builder.format != "html":
+        return
+    pages = list(Path(app.outdir).rglob("*.html"))
+    for page in pages:
+        text = page.read_text(encoding="utf8")
+        if page.name != "search.html" and SEARCH_SCRIPT.search(text):
+            page.write_text(SEARCH_SCRIPT.sub("", text), encoding="utf8")
+    script = static / "scripts" / "fontawesome.js"
+    scripts = [p for p in static.rglob("*.js") if p != script and "katex" not in p.parts]
+    words = set()
+    for path in [*pages, *scripts]:
+        words.update(re.findall(r"[\w-]+", path.read_text(encoding="utf8")))
+    if script.exists() and not (source := script.read_text(encoding="utf8")).startswith("/* Icons"):
+        small = icon_script(source, {w[3:] for w in words if w.startswith("fa-")})
+        if small:
+            script.write_text(small, encoding="utf8")
+        else:
+            log.warning("no icons found in %s: every page loads the whole script", script.name)
+    for pattern in SHEETS:
+        for sheet in static.glob(pattern):
+            sheet.write_text(fewer_rules(sheet.read_text(encoding="utf8"), words), encoding="utf8")
+    for pattern in ("*.js.map", "*.css.map", "fontawesome/webfonts/*"):
+        for leftover in static.rglob(pattern):
+            leftover.unlink()
+
+
+def setup(app):
+    app.connect("build-finished", slim)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

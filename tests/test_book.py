@@ -1,0 +1,218 @@
+"""The web book: it builds without a warning and without torch, its links resolve, and it loads
+nothing from elsewhere. The checks are tried on a page with planted faults as well."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import notebooks
+import pytest
+
+bs4 = pytest.importorskip("bs4")
+yaml = pytest.importorskip("yaml")
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE_LIMIT = 1_500_000  # bytes: a page with everything that it loads
+FAULTY = """<html><head><link rel="stylesheet" href="https://cdn.example/x.css">
+<script src="//cdn.example/x.js"></script><style>@import url(https://fonts.example/f.css);</style></head>
+<body><h2 id="here">A</h2><a href="#here">fine</a> <a href="#gone">x</a> <a href="no.html">x</a>
+<img src="a.svg"><img src="https://img.example/b.png" alt="b"></body></html>"""
+
+pytestmark = pytest.mark.xdist_group("book")
+
+
+def pages(folder: Path) -> dict[Path, "bs4.BeautifulSoup"]:
+    found = [p for p in sorted(folder.rglob("*.html")) if "_static" not in p.parts]
+    return {p: bs4.BeautifulSoup(p.read_text(encoding="utf8"), "html.parser") for p in found}
+
+
+def references(soup: "bs4.BeautifulSoup") -> list[tuple[str, str]]:
+    """(tag, address) of everything that the page names."""
+    named = [
+        (t.name, t[a]) for a in ("href", "src", "data", "poster") for t in soup.select(f"[{a}]")
+    ]
+    return [(name, address) for name, address in named if not address.startswith("data:")]
+
+
+def outside(address: str) -> bool:
+    return bool(urlsplit(address).netloc)
+
+
+def broken_links(folder: Path) -> list[str]:
+    parsed = pages(folder)
+    ids = {p: {t["id"] for t in s.select("[id]")} | {t["name"] for t in s.select("a[name]")}
+           for p, s in parsed.items()}  # fmt: skip
+    faults = []
+    for page, soup in parsed.items():
+        for _, address in references(soup):
+            parts = urlsplit(address)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+            if not target.exists():
+                faults.append(f"{page.name}: {address} does not exist")
+            elif parts.fragment and target in ids and unquote(parts.fragment) not in ids[target]:
+                faults.append(f"{page.name}: {address} has no such anchor")
+    return faults
+
+
+def loaded_from_elsewhere(folder: Path) -> list[str]:
+    """Scripts, sheets, images, frames and fonts with another host; plain links are fine."""
+    faults = []
+    remote = re.compile(r"""(?:url\(|@import)\s*["']?(?:https?:)?//[^)"';\s]+""")
+    for page, soup in pages(folder).items():
+        for name, address in references(soup):
+            if name != "a" and outside(address) and not is_canonical(soup, address):
+                faults.append(f"{page.name}: <{name}> {address}")
+        for tag in soup.select("[srcset]"):
+            faults += [f"{page.name}: {tag['srcset']}"] if "//" in tag["srcset"] else []
+        for script in soup.select("script:not([src])"):
+            if re.search(r"unpkg\.com|jsdelivr|cdnjs|googleapis|cloudflare", script.text):
+                faults.append(f"{page.name}: inline script names a CDN")
+        faults += [
+            f"{page.name}: {m}" for tag in soup.select("style") for m in remote.findall(tag.text)
+        ]
+    for sheet in folder.rglob("*.css"):
+        faults += [f"{sheet.name}: {m}" for m in remote.findall(sheet.read_text(encoding="utf8"))]
+    return faults
+
+
+def is_canonical(soup: "bs4.BeautifulSoup", address: str) -> bool:
+    return any(t.get("href") == address for t in soup.select("link[rel=canonical]"))
+
+
+def images_without_words(folder: Path) -> list[str]:
+    return [f"{page.name}: {img.get('src')}"
+            for page, soup in pages(folder).items()
+            for img in soup.select("img")
+            if not img.get("alt", "").strip() or img["alt"].startswith("../")]  # fmt: skip
+
+
+def weight(page: Path, soup: "bs4.BeautifulSoup") -> int:
+    """Bytes of the page and of every local file that it loads, without fonts."""
+    kinds = ("script", "img", "source")
+    wanted = {a for name, a in references(soup) if name in kinds}
+    wanted |= {t["href"] for t in soup.select("link[rel=stylesheet], link[rel~=icon]")}
+    files = {(page.parent / unquote(urlsplit(a).path)).resolve() for a in wanted}
+    return page.stat().st_size + sum(f.stat().st_size for f in files if f.is_file())
+
+
+@pytest.fixture(scope="session")
+def book(tmp_path_factory) -> Path:
+    """The book, built from the working tree where neither torch nor advlearn can be imported."""
+    folder = tmp_path_factory.mktemp("book")
+    for name in ("torch", "advlearn"):
+        (folder / "blocked" / name).mkdir(parents=True)
+        text = f"raise ImportError('the book is built without {name}')\n"
+        (folder / "blocked" / name / "__init__.py").write_text(text)
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
+    command += ["build", str(ROOT), "--path-output", str(folder), "-W", "-n", "--keep-going"]
+    env = {**os.environ, "PYTHONPATH": str(folder / "blocked"), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    said = "\n".join(line for line in (done.stdout + done.stderr).splitlines()
+                     if re.search("WARNING|ERROR|[Ee]rror:", line))  # fmt: skip
+    assert done.returncode == 0, said or done.stderr[-3000:]
+    return folder / "_build" / "html"
+
+
+def test_internal_links_and_anchors_resolve(book):
+    assert len(pages(book)) > 8
+    assert broken_links(book) == []
+
+
+def test_nothing_is_loaded_from_elsewhere(book):
+    assert loaded_from_elsewhere(book) == []
+
+
+def test_every_image_is_described(book):
+    assert images_without_words(book) == []
+
+
+def test_pages_are_light(book):
+    heavy = {p.name: weight(p, s) for p, s in pages(book).items() if weight(p, s) > PAGE_LIMIT}
+    assert heavy == {}
+
+
+def test_equations_are_numbered(book):
+    labels = 0
+    for page, soup in pages(book).items():
+        for block in soup.select("div.math[id^=equation-]"):
+            number = block.select_one(".eqno")
+            assert number and re.match(r"\(\d+(\.\d+)*\)", number.text), (
+                f"{page.name}: {block['id']}"
+            )
+            labels += 1
+        assert not soup.find(string=re.compile(r"\\(eq)?ref\{")), f"{page.name}: raw reference"
+    assert labels >= 5
+
+
+def test_citations_resolve(book):
+    entries = {p.name: s.select("div.citation") for p, s in pages(book).items()}
+    known = re.findall(r"^@\w+\{(\w+),", (ROOT / "book/references.bib").read_text("utf8"), re.M)
+    assert len(known) == len(set(known)) == len(entries["bibliography.html"])
+    for page, soup in pages(book).items():
+        assert not re.search(r"\[\?\]|\{cite", soup.get_text()), f"{page.name}: unresolved citation"
+
+
+def test_directives_were_understood(book):
+    """A misspelt role or directive shows up as text in braces."""
+    for page, soup in pages(book).items():
+        for code in soup.select("pre, code, script, .math"):
+            code.decompose()
+        stray = re.findall(r"\{[a-z:-]+\}`|:::\{|```\{", soup.get_text())
+        assert not stray, f"{page.name}: {stray}"
+
+
+def test_contents_list_every_notebook():
+    contents = (ROOT / "_toc.yml").read_text(encoding="utf8")
+    listed = set(re.findall(r"file: (chapters/\S+)", contents))
+    present = {p.relative_to(ROOT).with_suffix("").as_posix() for p in notebooks.paths()}
+    assert listed == present
+    for name in re.findall(r"(?:file|root): (book/\S+)", contents):
+        assert (ROOT / f"{name}.md").is_file()
+    assert {p.stem for p in (ROOT / "book").glob("*.md")} == {
+        Path(n).name for n in re.findall(r"(?:file|root): (book/\S+)", contents)
+    }
+
+
+def test_pages_say_where_their_outputs_come_from(book):
+    for path in notebooks.paths():
+        page = book / path.relative_to(ROOT).with_suffix(".html")
+        foot = pages(page.parent)[page].select_one(".provenance")
+        meta = json.loads(path.read_text(encoding="utf8"))["metadata"].get("advlearn", {})
+        assert foot, path.name
+        assert all(str(meta[k]) in foot.text for k in ("profile", "date", "device") if k in meta)
+
+
+def test_results_page_shows_the_papers_numbers(book):
+    text = bs4.BeautifulSoup(
+        (book / "book/results.html").read_text("utf8"), "html.parser"
+    ).get_text()
+    numbers = json.loads((ROOT / "data/results/papers.json").read_text("utf8"))["numbers"]
+    shown = [n for n in numbers if n["where"] in ("Table 1", "Table 2")]
+    assert shown and all(f"{n['value']:.1f}" in text for n in shown)
+
+
+def test_colab_buttons_name_the_repository(book):
+    address = re.search(
+        r'Repository = "https://(github\.com/\S+)"', (ROOT / "pyproject.toml").read_text()
+    )
+    for path in notebooks.paths():
+        page = (book / path.relative_to(ROOT).with_suffix(".html")).read_text(encoding="utf8")
+        target = (
+            address[1].replace("github.com", "github")
+            + f"/blob/main/{path.relative_to(ROOT).as_posix()}"
+        )
+        assert f"https://colab.research.google.com/{target}" in page
+
+
+def test_the_checks_find_planted_faults(tmp_path):
+    (tmp_path / "faulty.html").write_text(FAULTY)
+    (tmp_path / "a.svg").write_text("<svg/>")
+    assert len(broken_links(tmp_path)) == 2
+    assert len(loaded_from_elsewhere(tmp_path)) == 4
+    assert len(images_without_words(tmp_path)) == 1
