@@ -86,12 +86,12 @@ def network_row(m):
     measured = m["measured"]
     fgsm, worst = measured["fgsm"], measured["worst_case"]
     return [
-        f"`{m['name']}`",
+        f"`{m['name']}`" + (f", seed {m['seed']}" if m["seed"] else ""),
         percent(worst["clean_accuracy"]),
         percent(fgsm["accuracy"]),
         f"{percent(worst['accuracy'])} [{percent(worst['low'])}, {percent(worst['high'])}]",
         attack_names(worst["attacks"]),
-        worst["threat"],
+        worst["threat"].replace(", ε =", ""),
         f"{worst['n']:,}",
         f"{m['minutes']:.1f}",
     ]
@@ -163,7 +163,7 @@ class TrainedNetworks(Lines):
             "FGSM",
             "all attacks [95 %]",
             "attacks",
-            "threat",
+            "norm, ε",
             "images",
             "minutes",
         ]
