@@ -71,7 +71,7 @@ def use_kernel(
     """
     spec = folder / "kernels" / "python3" / "kernel.json"
     spec.parent.mkdir(parents=True, exist_ok=True)
-    argv = [python, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    argv = [python, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=50"]
     spec.write_text(
         json.dumps(
             {"argv": argv, "display_name": "Python 3", "language": "python", "env": env or {}}
