@@ -38,7 +38,7 @@ def code(text):
     return block
 
 
-def entry(item, module):
+def entry(item):
     box = nodes.container(classes=["api-entry"])
     box.append(code(signature(item)))
     doc = ast.get_docstring(item)
@@ -61,19 +61,17 @@ class Api(SphinxDirective):
 
     def run(self):
         name = self.arguments[0]
-        path = Path(self.env.srcdir, "src/advlearn", f"{name}.py")
-        dotted = "advlearn." + name.replace("/", ".")
-        self.env.note_dependency(str(path))
-        if not path.exists():
-            return [nodes.paragraph("", f"{dotted} is not part of this version.")]
-        tree = ast.parse(path.read_text(encoding="utf8"))
-        out = []
-        doc = ast.get_docstring(tree)
-        if doc:
-            first = " ".join(doc.split("\n\n")[0].split())
-            out.append(nodes.paragraph("", first))
-        out += [entry(item, dotted) for item in public(tree)]
-        return out
+        base = Path(self.env.srcdir, "src/advlearn")
+        paths = [p for p in (base / f"{name}.py", base / name / "__init__.py") if p.exists()]
+        paths += sorted(p for p in (base / name).glob("[a-z]*.py"))
+        if not paths:
+            raise self.error(f"src/advlearn has no module {name!r}")
+        trees = [ast.parse(p.read_text(encoding="utf8")) for p in paths]
+        for path in paths:
+            self.env.note_dependency(str(path))
+        doc = ast.get_docstring(trees[0]) or ""
+        out = [nodes.paragraph("", " ".join(doc.split("\n\n")[0].split()))]
+        return out + [entry(item) for tree in trees for item in public(tree)]
 
 
 def setup(app):

@@ -83,16 +83,14 @@ def attack_names(names):
 
 
 def network_row(m):
-    measured = m["measured"]
-    fgsm, worst = measured["fgsm"], measured["worst_case"]
+    fgsm, worst = m["measured"]["fgsm"], m["measured"]["worst_case"]
     return [
-        f"`{m['name']}`" + (f", seed {m['seed']}" if m["seed"] else ""),
+        f"`{m['name']}`" + (f" seed {m['seed']}" if m["seed"] else ""),
+        worst["threat"].replace(", ε =", ""),
         percent(worst["clean_accuracy"]),
         percent(fgsm["accuracy"]),
         f"{percent(worst['accuracy'])} [{percent(worst['low'])}, {percent(worst['high'])}]",
         attack_names(worst["attacks"]),
-        worst["threat"].replace(", ε =", ""),
-        f"{worst['n']:,}",
         f"{m['minutes']:.1f}",
     ]
 
@@ -157,22 +155,13 @@ class TrainedNetworks(Lines):
         manifests = [self.read(path) for path in self.files("data/checkpoints")]
         if not manifests:
             return self.show(["No trained network is part of this version yet."])
-        header = [
-            "network",
-            "clean",
-            "FGSM",
-            "all attacks [95 %]",
-            "attacks",
-            "norm, ε",
-            "images",
-            "minutes",
-        ]
+        header = ["network", "norm, ε", "clean", "FGSM", "all attacks [95 %]", "attacks", "min"]
         origins = dict.fromkeys(
             f"{m['hardware']}, PyTorch {m['torch']}, {m['date']}" for m in manifests
         )
         return self.show(
             [
-                *grid(header, map(network_row, manifests), "lrrrllrr"),
+                *grid(header, map(network_row, manifests), "llrrrlr"),
                 "",
                 "Trained on: " + "; ".join(origins) + ".",
             ]
