@@ -74,7 +74,7 @@ endif
 $(BIN)/python:
 ifneq ($(UV),)
 	$(UV) venv --clear --python "$$($(PYTHON) -c \
-		'import sys; print(sys.executable if sys.version_info >= (3, 10) else 3.12)' || echo 3.12)" $(VENV)
+		'import sys; print(sys.executable if sys.version_info >= (3, 10) else ">=3.10")' || echo ">=3.10")" $(VENV)
 else
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { echo \
 		"Python 3.10 or newer is needed, and '$(PYTHON)' is not. Install one, or name it:" \

@@ -180,6 +180,11 @@ def test_workflows_are_valid_and_work_through_make():
             assert used and set(used) <= set(TARGETS) | {"links"}, path.name
 
 
+def test_ruff_has_nothing_to_say():
+    done = python("-m", "ruff", "check", "--no-cache", "--output-format=concise", cwd=ROOT)
+    assert done.returncode == 0, done.stdout
+
+
 def test_other_settings_are_valid():
     assert yaml_of(".pre-commit-config.yaml")["repos"]
     citation = yaml_of("CITATION.cff")
