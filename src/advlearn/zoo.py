@@ -5,7 +5,8 @@ A checkpoint is a safetensors file and a manifest (JSON) with its SHA-256, archi
 seed, minutes, hardware, and accuracies with their protocol. Trained on the training images less
 the last 5,000, which are for choosing; never on test images.
 
-`python -m advlearn.zoo NAME ...` trains, measures and stores a checkpoint in `data/checkpoints`.
+`python -m advlearn.zoo NAME[@SEED] ...` trains, measures and stores checkpoints in
+`data/checkpoints`.
 """
 
 from __future__ import annotations
@@ -105,10 +106,14 @@ def _folder() -> Path:
     return storage.shipped() / "checkpoints"
 
 
-def manifest(name: str) -> dict[str, object] | None:
+def _stem(name: str, seed: int) -> str:
+    return f"{name}-seed{seed}" if seed else name
+
+
+def manifest(name: str, seed: int = 0) -> dict[str, object] | None:
     """What is recorded with the shipped checkpoint, None where none is shipped."""
     _recipe(name)
-    path = _folder() / f"{name}.json"
+    path = _folder() / f"{_stem(name, seed)}.json"
     return json.loads(path.read_text(encoding="utf8")) if path.is_file() else None
 
 
@@ -122,9 +127,9 @@ def load_or_train(
 ) -> nn.Sequential:
     """A trained network in eval mode.
 
-    The shipped checkpoint is that of seed 0. Another seed, `retrain=True`, or a network that is
-    not shipped is trained here, once: the result stays in the cache (with `retrain=True` it is
-    trained anew). An interrupted training goes on where it stopped.
+    Shipped is seed 0, of some networks seed 1 too. Any other is trained here, once: the result
+    stays in the cache (with `retrain=True` it is trained anew). An interrupted training goes on
+    where it stopped.
 
     Args:
         name: one of `names()`.
@@ -136,10 +141,10 @@ def load_or_train(
     Raises:
         ValueError: unknown name; a checkpoint that is damaged and cannot be fetched again.
     """
-    recipe, shipped = _recipe(name), manifest(name)
-    if shipped and seed == 0 and not retrain:
+    recipe, shipped = _recipe(name), manifest(name, seed)
+    if shipped and not retrain:
         return load_weights(_checked(name, shipped), shipped["architecture"]).to(device)
-    mine = storage.cache() / "retrained" / f"{name}-{seed}.safetensors"
+    mine = storage.cache() / "retrained" / f"{_stem(name, seed)}.safetensors"
     if mine.is_file() and not retrain:
         return load_weights(mine, recipe.architecture).to(device)
     if progress:
@@ -156,7 +161,7 @@ def train(
     recipe = _recipe(name)
     images, kept = data.load(recipe.data, "train", device).split_off(recipe.held_out)
     model = models.build({**recipe.architecture, "seed": seed}).to(device)
-    unfinished = storage.cache() / "retrained" / f".{name}-{seed}.training.safetensors"
+    unfinished = storage.cache() / "retrained" / f".{_stem(name, seed)}.training.safetensors"
     history = training.fit(
         model, images, recipe.objective(), epochs=recipe.epochs, batch_size=recipe.batch_size,
         lr=recipe.lr, validate=training.held_out(kept.subset(1000), recipe.threat, _PGD40),
@@ -230,19 +235,19 @@ def _fetch(name: str, target: Path, sha256: str) -> Path:
         ) from error
 
 
-def _ship(name: str) -> None:
-    recipe = _recipe(name)
+def _ship(name: str, seed: int = 0) -> None:
+    recipe, stem = _recipe(name), _stem(name, seed)
     began = time.perf_counter()
-    model, history = train(name)
+    model, history = train(name, seed=seed)
     minutes = (time.perf_counter() - began) / 60
     folder = storage.shipped() / "checkpoints"
-    save_weights(model, folder / f"{name}.safetensors")
+    save_weights(model, folder / f"{stem}.safetensors")
     result = measure(name, model, progress=True)
     fgsm_only = worst_case(model, *data.load(recipe.data, "test").tensors(), recipe.threat, [fgsm])
     text = {
-        "name": name, "file": f"{name}.safetensors",
-        "sha256": storage.sha256(folder / f"{name}.safetensors"),
-        "architecture": recipe.architecture, "data": recipe.data, "seed": 0,
+        "name": name, "file": f"{stem}.safetensors",
+        "sha256": storage.sha256(folder / f"{stem}.safetensors"),
+        "architecture": recipe.architecture, "data": recipe.data, "seed": seed,
         "recipe": {"objective": recipe.objective().description, "epochs": recipe.epochs,
                    "batch_size": recipe.batch_size, "lr": recipe.lr, "optimizer": "Adam",
                    "held_out": f"last {recipe.held_out} training images"},
@@ -251,12 +256,13 @@ def _ship(name: str) -> None:
                      "worst_case": result.to_dict(), "trace": result.trace},
         "history": history.rows,
     }  # fmt: skip
-    with storage.atomic(folder / f"{name}.json") as temporary:
+    with storage.atomic(folder / f"{stem}.json") as temporary:
         temporary.write_text(json.dumps(text, indent=1, default=list, ensure_ascii=False) + "\n",
                              encoding="utf8")  # fmt: skip
-    print(f"{name}: {minutes:.1f} min, FGSM {fgsm_only.accuracy:.4f}, {result}")
+    print(f"{stem}: {minutes:.1f} min, FGSM {fgsm_only.accuracy:.4f}, {result}")
 
 
 if __name__ == "__main__":
-    for _name in sys.argv[1:]:
-        _ship(_name)
+    for _argument in sys.argv[1:]:
+        _name, _, _seed = _argument.partition("@")
+        _ship(_name, int(_seed or 0))
