@@ -13,7 +13,6 @@ import notebooks
 import pytest
 
 bs4 = pytest.importorskip("bs4")
-yaml = pytest.importorskip("yaml")
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE_LIMIT = 1_500_000  # bytes: a page with everything that it loads

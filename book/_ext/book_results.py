@@ -85,7 +85,7 @@ def attack_names(names):
 def network_row(m):
     fgsm, worst = m["measured"]["fgsm"], m["measured"]["worst_case"]
     return [
-        f"`{m['name']}`" + (f" seed {m['seed']}" if m["seed"] else ""),
+        m["name"] + (f", seed {m['seed']}" if m["seed"] else ""),
         worst["threat"].replace(", ε =", ""),
         percent(worst["clean_accuracy"]),
         percent(fgsm["accuracy"]),
