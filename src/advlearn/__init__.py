@@ -2,7 +2,4 @@
 
 from importlib.metadata import version as _version
 
-try:
-    __version__ = _version("advlearn")
-except Exception:
-    __version__ = "0"
+__version__ = _version("advlearn")

@@ -83,6 +83,31 @@ def image_grid(
     return fig
 
 
+def strips(
+    rows: Mapping[str, np.ndarray],
+    captions: Mapping[str, Sequence[str]],
+    wrong: Mapping[str, Sequence[bool]],
+) -> Figure:
+    """Versions of the same images below each other, with answers; wrong ones in orange.
+
+    Args:
+        rows: name -> images (N, C, H, W) in [0, 1].
+        captions: name -> N texts under the images.
+        wrong: name -> N flags.
+    """
+    n = len(next(iter(rows.values())))
+    fig, axes = plt.subplots(len(rows), n, squeeze=False, layout="constrained",
+                             figsize=(1.2 * n + 1, 1.5 * len(rows)))  # fmt: skip
+    for strip, (name, images) in zip(axes, rows.items(), strict=True):
+        for ax, image, text, mistake in zip(strip, images, captions[name], wrong[name],
+                                            strict=True):  # fmt: skip
+            ax.imshow(_picture(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            ax.set(xticks=[], yticks=[])
+            ax.set_xlabel(text, color=ROBUST if mistake else "black", fontsize=10)
+        strip[0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=8)
+    return fig
+
+
 def curves(
     x: Sequence[float],
     lines: Mapping[str, Sequence[float] | tuple[Sequence[float], Sequence[float], Sequence[float]]],
@@ -91,8 +116,8 @@ def curves(
     ylabel: str,
     colors: Mapping[str, str] | None = None,
     dashed: Sequence[str] = (),
+    dots: Sequence[str] = (),
     ylim: tuple[float, float] | None = None,
-    direct: bool = False,
 ) -> Figure:
     """Named curves over x; a triple (y, low, high) also gets its band.
 
@@ -100,24 +125,79 @@ def curves(
         x: common abscissae.
         lines: name -> y, or name -> (y, low, high).
         colors: name -> colour; others follow the palette.
-        dashed: names of theory or baselines.
-        direct: put names at the ends of the lines and leave out the legend.
+        dashed: names of predictions.
+        dots: names drawn as points only, on top of another line.
     """
     fig, ax = plt.subplots(layout="constrained")
     for color, (name, values) in zip(itertools.cycle(PALETTE), lines.items(), strict=False):
         color = (colors or {}).get(name, color)
         y, *limits = values if isinstance(values, tuple) else (values,)
-        ax.plot(x, y, color=color, ls="--" if name in dashed else "-",
-                marker="" if name in dashed or len(x) > 30 else "o", label=name)  # fmt: skip
+        line = "--" if name in dashed else "" if name in dots else "-"
+        ax.plot(x, y, color=color, ls=line, marker="o" if name in dots else "", label=name)
         if limits:
             ax.fill_between(x, *limits, color=color, alpha=0.2, lw=0)
-        if direct:
-            ax.annotate(f" {name}", (x[-1], y[-1]), color=color, va="center", fontsize=9)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     if ylim:
         ax.set_ylim(*ylim)
-    if not direct:
-        ax.legend()
+    ax.legend(fontsize=9)
+    return fig
+
+
+def histograms(
+    samples: Mapping[str, np.ndarray],
+    marks: Mapping[str, Mapping[str, float]],
+    *,
+    colors: Mapping[str, str],
+    xlabel: str,
+) -> Figure:
+    """One panel per name: the histogram of its samples, and marked values as vertical lines."""
+    fig, axes = plt.subplots(len(samples), 1, sharex=True, squeeze=False, layout="constrained",
+                             figsize=(6.4, 1.9 * len(samples) + 0.4))
+    for ax, (name, values) in zip(axes[:, 0], samples.items(), strict=True):
+        ax.hist(values, bins=40, color=RANDOM, alpha=0.6)
+        for style, (mark, at) in zip(("--", "-"), marks[name].items(), strict=False):
+            ax.axvline(at, color=colors[name], ls=style)
+            ax.annotate(f" {mark} {at:.1f}", (at, 0.97), xycoords=("data", "axes fraction"),
+                        color=colors[name], va="top", fontsize=9)  # fmt: skip
+        ax.axvspan(min(0, ax.get_xlim()[0]), 0, color=FAINT, alpha=0.35, lw=0)
+        ax.set_title(name, loc="left")
+        ax.set(ylabel="draws")
+    axes[-1, 0].set_xlabel(xlabel)
+    return fig
+
+
+def along_direction(
+    t: np.ndarray,
+    losses: tuple[np.ndarray, np.ndarray],
+    agreement: Mapping[str, np.ndarray],
+    *,
+    colors: Mapping[str, str],
+    xlabel: str,
+    ylabel: str,
+    n: int = 8,
+) -> Figure:
+    """Left: losses and their tangents along a line. Right: agreement of gradients with the start.
+
+    Args:
+        t: distances, (T,).
+        losses: (values, tangents), each (T, N); the first `n` are drawn.
+        agreement: name -> cosines (T, N), drawn as median and quartiles.
+    """
+    fig, (left, right) = plt.subplots(1, 2, figsize=(8.2, 3.6), layout="constrained")
+    for value, tangent, color in zip(*(a.T[:n] for a in losses), itertools.cycle(PALETTE),
+                                     strict=False):  # fmt: skip
+        left.plot(t, value, color=color)
+        left.plot(t, tangent, color=color, ls="--", lw=1, alpha=0.7)
+    left.axhline(0, color=RANDOM, lw=1)
+    values = losses[0][:, :n]
+    left.set_ylim(values.min() - 2, values.max() + 0.6 * np.ptp(values))
+    left.set(xlabel=xlabel, ylabel=ylabel)
+    for name, cosines in agreement.items():
+        low, middle, high = np.nanpercentile(cosines, [25, 50, 75], axis=1)
+        right.plot(t, middle, color=colors[name], label=name)
+        right.fill_between(t, low, high, color=colors[name], alpha=0.2, lw=0)
+    right.set(xlabel=xlabel, ylabel="cosine with the first gradient", ylim=(-0.1, 1.02))
+    right.legend(fontsize=9)
     return fig
 
 
@@ -132,10 +212,11 @@ def _png(image: np.ndarray, scale: int) -> str:
 class Slider:
     """Images behind a slider, in plain HTML: it works in the web book without a kernel."""
 
-    def __init__(self, images: np.ndarray, labels: Sequence[str], name: str, scale: int = 4,
-                 start: int = 0) -> None:  # fmt: skip
-        self.images, self.labels, self.name = images, list(labels), name
-        self.scale, self.start = scale, start
+    def __init__(
+        self, images: np.ndarray, labels: Sequence[str], name: str, start: int = 0
+    ) -> None:
+        self.images, self.labels, self.name, self.start = images, list(labels), name, start
+        self.scale = max(1, 168 // images.shape[-1])
 
     def __repr__(self) -> str:
         return f"Slider over {len(self.images)} images: {self.labels[0]} … {self.labels[-1]}"

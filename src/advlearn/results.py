@@ -77,16 +77,22 @@ def band(runs: Sequence[Mapping[str, object]], key: str) -> Band | None:
     return Band(mean, mean - half, mean + half, m)
 
 
-class _Headline(dict):
+@dataclass(frozen=True)
+class Headline:
+    """The numbers of a run, in a form that `make run` collects into its summary."""
+
+    values: Mapping[str, float]
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{key} = {value:.4g}" for key, value in self.values.items())
+
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict:
-        text = "\n".join(f"{key}: {value:.4g}" if isinstance(value, float) else f"{key}: {value}"
-                         for key, value in self.items())  # fmt: skip
-        return {"text/plain": text, HEADLINE: dict(self)}
+        return {"text/plain": repr(self), HEADLINE: {k: float(v) for k, v in self.values.items()}}
 
 
-def headline(values: Mapping[str, object]) -> Mapping[str, object]:
-    """Show the headline numbers of a run in a form that `make run` collects into its summary."""
-    return _Headline(values)
+def headline(values: Mapping[str, float]) -> Headline:
+    """Show the headline numbers of a run; `make run` and `make reference` read them."""
+    return Headline(dict(values))
 
 
 @dataclass(frozen=True)
