@@ -11,14 +11,21 @@ from torch import Tensor
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
+def _true_and_others(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """z_y, (N,), and all logits with z_y masked by −inf (they may all be negative), (N, K)."""
+    return logits.gather(1, y[:, None])[:, 0], logits.scatter(1, y[:, None], -torch.inf)
+
+
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """-log softmax(logits)[y], the loss that training minimises. (N, K), (N,) -> (N,)."""
-    return F.cross_entropy(logits, y, reduction="none")
+    r"""The training loss, in a form whose gradient survives rounding. (N, K), (N,) -> (N,).
 
+    $$-\log p_y = \log\bigl(1 + \textstyle\sum_{k \ne y} e^{z_k - z_y}\bigr)$$
 
-def _best_other(logits: Tensor, y: Tensor) -> Tensor:
-    """The largest logit of another class. Masked with −inf: logits may all be negative."""
-    return logits.scatter(1, y[:, None], -torch.inf).amax(1)
+    `F.cross_entropy` computes p_y − 1, which in float32 is only rounding error once the network
+    is sure (a margin above about 15), and gives attacks wrong signs. Chapter 1 measures it.
+    """
+    true, others = _true_and_others(logits, y)
+    return F.softplus(others.logsumexp(1) - true, threshold=40)
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -26,7 +33,8 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
     Carlini & Wagner 2017, arXiv:1608.04644. (N, K), (N,) -> (N,).
     """
-    return _best_other(logits, y) - logits.gather(1, y[:, None]).squeeze(1)
+    true, others = _true_and_others(logits, y)
+    return others.amax(1) - true
 
 
 def cw(kappa: float) -> Loss:

@@ -155,10 +155,11 @@ def histograms(
                              figsize=(6.4, 1.9 * len(samples) + 0.4))
     for ax, (name, values) in zip(axes[:, 0], samples.items(), strict=True):
         ax.hist(values, bins=40, color=RANDOM, alpha=0.6)
-        for style, (mark, at) in zip(("--", "-"), marks[name].items(), strict=False):
-            ax.axvline(at, color=colors[name], ls=style)
-            ax.annotate(f" {mark} {at:.1f}", (at, 0.97), xycoords=("data", "axes fraction"),
-                        color=colors[name], va="top", fontsize=9)  # fmt: skip
+        for (mark, at), line, side in zip(marks[name].items(), ("--", "-"), ("left", "right"),
+                                          strict=False):  # fmt: skip
+            ax.axvline(at, color=colors[name], ls=line)
+            ax.annotate(f" {mark} {at:.1f} ", (at, 0.97), xycoords=("data", "axes fraction"),
+                        color=colors[name], va="top", ha=side, fontsize=9)  # fmt: skip
         ax.axvspan(min(0, ax.get_xlim()[0]), 0, color=FAINT, alpha=0.35, lw=0)
         ax.set_title(name, loc="left")
         ax.set(ylabel="draws")

@@ -145,7 +145,9 @@ def percent(value: float, interval: tuple[float, float] | None = None) -> str:
     return text if interval is None else f"{text} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
 
 
-def compare(rows: Sequence[Row], runs: Sequence[Mapping[str, object]]) -> Table:
+def compare(
+    rows: Sequence[Row], runs: Sequence[Mapping[str, object]], caption: str = ""
+) -> Table:
     """The paper · book · you table.
 
     "Book" is the mean over recorded seeds with the band in which another seed's value should
@@ -162,4 +164,4 @@ def compare(rows: Sequence[Row], runs: Sequence[Mapping[str, object]]) -> Table:
                                       f"{b.seeds} seeds")
         inside = "–" if b is None else ("yes" if row.value in b else "NO")
         lines.append([row.label, paper, book, percent(row.value, row.interval), inside])
-    return Table(["", "paper", "book [band]", "you [95 %]", "in band"], lines)
+    return Table(["", "paper", "book [band]", "you [95 %]", "in band"], lines, caption)
