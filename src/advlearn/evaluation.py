@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ def paired(a: Tensor, b: Tensor) -> tuple[float, float, float]:
     return float(d.mean()), float(d.mean()) - half, float(d.mean()) + half
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """What `worst_case` found.
 
@@ -69,7 +69,7 @@ class Result:
     trace: tuple[float, ...]
     threat: Threat
     seed: int
-    seconds: float = field(compare=False)
+    seconds: float
 
     @property
     def n(self) -> int:
@@ -108,7 +108,9 @@ class Result:
 
 def predict(f: Classifier, x: Tensor, batch_size: int = 256) -> Tensor:
     """Logits in eval mode and full precision, without gradients: (N, C, H, W) -> (N, K)."""
-    with frozen(f), torch.inference_mode(), torch.autocast(x.device.type, enabled=False):
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}, it must be 1 or more")
+    with frozen(f), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         return torch.cat([f(part) for part in x.split(batch_size)])
 
 
@@ -169,24 +171,26 @@ def worst_case(
     check_examples(x, y)
     named = _named(attacks)
     index = torch.arange(len(y), device=y.device) if index is None else index
+    _check_settings(y, threat, index, votes)
     logits = predict(f, x, batch_size)
     check_logits(logits, y)
     if votes == 1:
         _check_repeats(f, x, logits, batch_size)
 
-    standing = _vote(f, x, votes, batch_size, logits) == y
+    standing = _vote(f, x, votes, batch_size, logits=logits) == y
     fooled_by = torch.where(standing, STANDS, MISTAKE)
     x_adv, trace = x.clone(), [float(standing.double().mean())]
     shown = bar(named, "worst case", "attack", progress)
     for position, (name, attack) in enumerate(shown):
         left = standing.nonzero()[:, 0]
         for rows in left.split(batch_size) if len(left) else ():
-            x_rows, y_rows, threat_rows = x[rows], y[rows], threat.take(rows)
-            start = threat_rows.sample(x_rows, Keyed((seed, position), index[rows]))
-            z = attack(f, x_rows, y_rows, threat_rows, start=start)
-            _check_attack(name, z, x_rows, threat_rows, rows)
-            image = threat_rows.render(z.detach(), x_rows)
-            fooled = _vote(f, image, votes, batch_size) != y_rows
+            start = threat.take(rows).sample(x[rows], Keyed((seed, position), index[rows]))
+            z = attack(f, x[rows], y[rows], threat.take(rows), start=start)
+            # From here on fresh copies: an attack that edits its arguments must not move the judge.
+            x_rows, threat_rows = x[rows], threat.take(rows)
+            z = _check_attack(name, z, x_rows, threat_rows, rows)
+            image = threat_rows.render(z, x_rows).clamp(0, 1)
+            fooled = _vote(f, image, votes, batch_size, name=name, rows=rows) != y[rows]
             hit = rows[fooled]
             x_adv[hit], fooled_by[hit], standing[hit] = image[fooled], position, False
         trace.append(float(standing.double().mean()))
@@ -209,11 +213,20 @@ def _named(attacks: Sequence[Attack] | Mapping[str, Attack]) -> list[tuple[str, 
     return named
 
 
-def _vote(f: Classifier, x: Tensor, votes: int, batch_size: int,
-          logits: Tensor | None = None) -> Tensor:  # fmt: skip
-    if votes == 1:
-        return (predict(f, x, batch_size) if logits is None else logits).argmax(1)
-    return torch.stack([predict(f, x, batch_size).argmax(1) for _ in range(votes)]).mode(0).values
+def _vote(f: Classifier, x: Tensor, votes: int, batch_size: int, *, logits: Tensor | None = None,
+          name: str = "", rows: Tensor | None = None) -> Tensor:  # fmt: skip
+    if votes == 1 and logits is not None:
+        return logits.argmax(1)
+    verdicts = []
+    for _ in range(votes):
+        logits = predict(f, x, batch_size)
+        bad = ~logits.isfinite().all(1)
+        if bad.any():
+            i = int(bad.nonzero()[0])
+            raise ValueError(f"f: logits of image {i if rows is None else int(rows[i])}"
+                             f"{f' under attack {name!r}' if name else ''} are not finite")
+        verdicts.append(logits.argmax(1))
+    return torch.stack(verdicts).mode(0).values
 
 
 # --- checks, at the entrance and nowhere else -----------------------------------------------
@@ -249,11 +262,15 @@ def check_logits(logits: Tensor, y: Tensor) -> None:
     bad = ~logits.isfinite().all(1)
     if bad.any():
         raise ValueError(f"f: logits of image {int(bad.nonzero()[0])} are not finite")
-    wrong = (y < 0) | (y >= logits.shape[1])
+    check_labels(y, logits.shape[1])
+
+
+def check_labels(y: Tensor, classes: int) -> None:
+    """Labels in 0 … classes − 1, or ValueError with the first offending index."""
+    wrong = (y < 0) | (y >= classes)
     if wrong.any():
         i = int(wrong.nonzero()[0])
-        raise ValueError(f"y: label {int(y[i])} at index {i}, allowed are 0 to "
-                         f"{logits.shape[1] - 1}")
+        raise ValueError(f"y: label {int(y[i])} at index {i}, allowed are 0 to {classes - 1}")
 
 
 def _check_repeats(f: Classifier, x: Tensor, logits: Tensor, batch_size: int) -> None:
@@ -264,14 +281,23 @@ def _check_repeats(f: Classifier, x: Tensor, logits: Tensor, batch_size: int) ->
                          "judged by votes (votes=n), else restarts only count lucky draws")
 
 
-def _check_attack(name: str, z: Tensor, x: Tensor, threat: Threat, rows: Tensor) -> None:
+def _check_settings(y: Tensor, threat: Threat, index: Tensor, votes: int) -> None:
+    if votes < 1:
+        raise ValueError(f"votes={votes}, it must be 1 or more")
+    for name, value in (("index", index), ("threat.eps", getattr(threat, "eps", None))):
+        if isinstance(value, Tensor) and (name == "index" or value.ndim) and len(value) != len(y):
+            raise ValueError(f"{name} has shape {tuple(value.shape)} for {len(y)} images")
+
+
+def _check_attack(name: str, z: Tensor, x: Tensor, threat: Threat, rows: Tensor) -> Tensor:
     if not isinstance(z, Tensor) or z.shape != x.shape:
         got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
         raise ValueError(f"attack {name!r} returned {got}, expected shape {tuple(x.shape)}")
+    z = z.detach().to(x)
     bad = ~threat.contains(z, x)
     if bad.any():
         i = int(bad.nonzero()[0])
         what = "is not finite" if not z[i].isfinite().all() else f"leaves the set ({threat})"
         raise ValueError(f"attack {name!r}: its output for image {int(rows[i])} {what}")
-
+    return z
 

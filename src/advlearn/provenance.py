@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from advlearn import storage
+
 
 def hardware(device: str | torch.device | None = None) -> str:
     """The GPU's name, or the processor's with the number of threads used."""
@@ -26,6 +28,8 @@ def hardware(device: str | torch.device | None = None) -> str:
 
 def commit() -> str | None:
     """Short hash of the clone's commit, None outside a clone."""
+    if not storage.in_clone():  # The package may lie inside some other repository.
+        return None
     here = Path(__file__).resolve().parent
     try:
         answer = subprocess.run(["git", "-C", here, "rev-parse", "--short=10", "HEAD"],
