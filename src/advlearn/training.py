@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from advlearn import storage
 from advlearn.attacks.combine import Attack, name_of
 from advlearn.data import Dataset
-from advlearn.evaluation import check_examples, check_logits, predict, worst_case
+from advlearn.evaluation import check_examples, check_labels, check_logits, predict, worst_case
 from advlearn.progress import bar
 from advlearn.tensors import Keyed, generator
 from advlearn.threats import Threat
@@ -75,8 +76,10 @@ def adversarial(
         z = attack(bare, x, y, smaller, start=smaller.sample(x, state.keys), **options)
         return F.cross_entropy(model(smaller.render(z, x)), y, reduction="none"), state
 
-    objective.description = (f"adversarial({threat}, {name_of(attack)} "
-                             f"{getattr(attack, 'keywords', {})}, {step_size=}, {ramp=})")
+    # Names in place of functions, whose addresses would differ in the process that resumes.
+    bound = {k: name_of(v) if callable(v) else v for k, v in getattr(attack, "keywords", {}).items()}
+    objective.description = (f"adversarial({threat}, {name_of(attack)} {bound}, "
+                             f"{step_size=}, {ramp=})")
     return objective
 
 
@@ -85,8 +88,9 @@ def trapezoid(warmup: float = 0.05, decay_from: float = 0.5) -> Callable[[float]
 
     def factor(progress: float) -> float:
         up = progress / warmup if warmup else 1.0
-        return min(1.0, max(up, 1e-3), (1 - progress) / (1 - decay_from))
+        return min(1.0, max(up, 1e-3), (1 - progress) / max(1 - decay_from, 1e-9))
 
+    factor.description = f"trapezoid({warmup}, {decay_from})"
     return factor
 
 
@@ -126,6 +130,7 @@ class _Config:
     batch_size: int
     lr: float
     weight_decay: float
+    schedule: str
     seed: int
     precision: str
 
@@ -170,8 +175,10 @@ def fit(
     """
     from lightning_fabric import Fabric
 
-    config = _Config(getattr(objective, "description", name_of(objective)), data.name, len(data),
-                     epochs, batch_size, lr, weight_decay, seed, precision)  # fmt: skip
+    schedule = schedule or trapezoid()
+    images = f"{data.name} {data.split}, {zlib.crc32(data.index.cpu().numpy().tobytes()):08x}"
+    config = _Config(_description(objective), images, len(data), epochs, batch_size, lr,
+                     weight_decay, _description(schedule), seed, precision)  # fmt: skip
     if not 1 <= batch_size <= len(data):
         raise ValueError(f"fit: batch_size={batch_size}, allowed are 1 to {len(data)} (the data)")
     if epochs < 1 or lr <= 0:
@@ -180,11 +187,8 @@ def fit(
     check_examples(*first)
     logits = predict(model, first[0])
     check_logits(logits, first[1])
-    if int(data.labels.max()) >= logits.shape[1]:
-        raise ValueError(f"fit: a label is {int(data.labels.max())}, the model has "
-                         f"{logits.shape[1]} classes")
+    check_labels(data.labels, logits.shape[1])
 
-    schedule = schedule or trapezoid()
     processes = int(os.environ.get("WORLD_SIZE", 1))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Fabric's advice on hardware is not the reader's concern.
@@ -200,6 +204,8 @@ def fit(
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and path.is_file():
         carry = _resume(path, config, model, optimizer, history)
+    elif path is not None and fabric.is_global_zero:  # So that the first epoch can be resumed too.
+        _save(path, config, model, optimizer, history, carry)
     epoch_bar = range(len(history.rows), epochs)
     for epoch in epoch_bar:
         order = torch.randperm(len(data), generator=generator(seed * 1_000_003 + epoch))
@@ -234,6 +240,10 @@ def fit(
         if path is not None and fabric.is_global_zero:
             _save(path, config, model, optimizer, history, carry)
     return history
+
+
+def _description(f: Callable) -> str:
+    return getattr(f, "description", name_of(f))
 
 
 def _last(history: History) -> str:
@@ -281,7 +291,10 @@ def _resume(
     for key, value in tensors.items():
         part, name = key.split(".", 1)
         parts[part][name] = value
-    model.load_state_dict(parts["model"])
+    try:
+        model.load_state_dict(parts["model"])
+    except RuntimeError as error:
+        raise ValueError(f"{path} belongs to another network: {error}") from error
     state = optimizer.state_dict()
     for key, value in parts["optimizer"].items():
         i, name = key.split(".")
