@@ -15,6 +15,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import metadata
@@ -146,7 +147,10 @@ def load_or_train(
         return load_weights(_checked(name, shipped), shipped["architecture"]).to(device)
     mine = storage.cache() / "retrained" / f"{_stem(name, seed)}.safetensors"
     if mine.is_file() and not retrain:
-        return load_weights(mine, recipe.architecture).to(device)
+        try:
+            return load_weights(mine, recipe.architecture).to(device)
+        except ValueError:
+            storage.move_aside(mine)
     if progress:
         print(f"Training {name} (seed {seed}): about {recipe.minutes:g} min on two CPU cores.")
     model = train(name, seed=seed, device=device, progress=progress)[0]
@@ -212,11 +216,12 @@ def _checked(name: str, shipped: Mapping[str, object]) -> Path:
     path = _folder() / str(shipped["file"])
     if path.is_file() and storage.sha256(path) == shipped["sha256"]:
         return path
-    fetched = storage.cache() / "retrained" / str(shipped["file"])
+    fetched = storage.cache() / "fetched" / str(shipped["file"])
     if fetched.is_file() and storage.sha256(fetched) == shipped["sha256"]:
         return fetched
     if path.is_file():
-        storage.move_aside(path)
+        with suppress(PermissionError):  # The package's folder may be read-only.
+            storage.move_aside(path)
     return _fetch(name, fetched, str(shipped["sha256"]))
 
 
