@@ -233,6 +233,8 @@ MISTAKES = {
     "depends on the others": (early_stop, "linf"),
     "pixels at 0 or 1 that cannot move": (l1_at_the_box, "l1"),
     "returns torch.float32": (to_float32, "linf"),
+    "rounding error once f is sure": steps(lambda f, x, y, eps: eps * input_grad(
+        lambda z: F.cross_entropy(f(z), y, reduction="none"), x).sign()),
     "0 / 0": (nan_at_zero, "l2"),
 }  # fmt: skip
 

@@ -84,18 +84,17 @@ def check_l1_step(step: Callable[[Tensor, Tensor, float], Tensor]) -> Report:
         room = torch.where(g > 0, 1 - x, x)
         if torch.allclose(delta, _greedy(g, room, 3.0, g.abs() * room)):
             return "filled in the order of |g|·room: a unit of budget earns |g|, whatever the room"
-        share = 100 * float((reached / bound).min())
-        return f"reaches {share:.0f} % of what the dual allows"
+        return f"reaches {100 * float((reached / bound).min()):.0f} % of what the dual allows"
 
     def ample() -> str | None:
         reached, bound = value(100.0)
         return None if (reached > bound - 1e-6).all() else (
             "with ε larger than all the room every pixel should go to its end of the box")  # fmt: skip
 
-    return examine(step, [("‖δ‖₁ ≤ ε and x + δ in [0, 1]", feasible),
-                          ("leaves g and x as they are", untouched),
-                          ("reaches the dual bound", optimal),
-                          ("uses all the room when ε allows it", ample)])  # fmt: skip
+    return examine(step, [
+        ("‖δ‖₁ ≤ ε and x + δ in [0, 1]", feasible), ("leaves g and x as they are", untouched),
+        ("reaches the dual bound", optimal), ("uses all the room when ε allows it", ample),
+    ])  # fmt: skip
 
 
 def _greedy(g: Tensor, room: Tensor, eps: float, key: Tensor) -> Tensor:
@@ -240,9 +239,9 @@ def check_diagnosis(diagnose: Callable[[Attack], str], suspects: Mapping[str, At
 
     claims = [(f"suspect {name}", tries(suspects[name], bug, ", wrongly"))
               for name, bug in SUSPECTS.items()]  # fmt: skip
-    claims += [("the package's FGSM", tries(fgsm, "none", ""))]
-    claims += [(f"another attack with the bug {bug!r}", tries(_flawed(bug), bug, ", wrongly"))
-               for bug in BUGS if bug != "none"]  # fmt: skip
+    claims += [("the package's FGSM", tries(fgsm, "none", "")),
+               *((f"another attack with the bug {bug!r}", tries(_flawed(bug), bug, ", wrongly"))
+                 for bug in BUGS if bug != "none")]  # fmt: skip
     return examine(diagnose, claims)
 
 
@@ -297,6 +296,5 @@ def check_transfer(
                                     ("over the best one", gain(best)))]  # fmt: skip
     text += [f"{name} still right {100 * float(r.mean()):.1f} %"
              for name, r in zip(victims, right(outcome[0]), strict=True)]  # fmt: skip
-    last = report.findings[-1]
-    return Report(report.subject,
-                  (*report.findings[:-1], Finding(last.claim, last.problem, "; ".join(text))))  # fmt: skip
+    *others, last = report.findings
+    return Report(report.subject, (*others, Finding(last.claim, last.problem, "; ".join(text))))

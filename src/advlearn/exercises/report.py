@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+UNWRITTEN = "not written yet"
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -30,11 +32,13 @@ class Report:
 
     def _lines(self) -> list[str]:
         return [f"{'✗' if f.problem else '✓'} {f.claim}"
-                + "".join(f": {text}" for text in (f.problem, f.remark) if text)
+                + "".join(f": {text}" for text in (f.problem, f.remark) if text not in ("", UNWRITTEN))
                 for f in self.findings]  # fmt: skip
 
     def _title(self) -> str:
         failed = sum(bool(f.problem) for f in self.findings)
+        if any(f.problem == UNWRITTEN for f in self.findings):
+            return f"{self.subject}: {UNWRITTEN}"
         return f"{self.subject}: " + (f"{failed} of {len(self.findings)} properties fail" if failed
                                       else "all properties hold")  # fmt: skip
 
@@ -61,8 +65,8 @@ def examine(subject: object, claims: Claims) -> Report:
         try:
             problem = test() or ""
         except NotImplementedError:
-            missing = f"put your code in place of `raise NotImplementedError` in `{name}`"
-            return Report(name, (Finding("is written", missing),))
+            todo = f"put your code in place of `raise NotImplementedError` in `{name}`"
+            return Report(name, (Finding(todo, UNWRITTEN),))
         except Unusable as error:
             problem = str(error)
         except Exception as error:
