@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import torch
@@ -58,10 +58,6 @@ class Peer:
     package: str
     make: Maker
 
-    @property
-    def version(self) -> str:
-        return version(self.package)
-
 
 PEERS = (
     Peer("torchattacks", "torchattacks", torchattacks),
@@ -69,3 +65,13 @@ PEERS = (
     Peer("cleverhans", "cleverhans", cleverhans),
     Peer("ART", "adversarial-robustness-toolbox", art),
 )
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for peer in PEERS:
+        try:
+            found[peer.name] = version(peer.package)
+        except PackageNotFoundError:
+            found[peer.name] = "not installed"
+    return found
