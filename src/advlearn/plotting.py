@@ -160,10 +160,14 @@ def histograms(
             ax.axvline(at, color=colors[name], ls=line)
             ax.annotate(f" {mark} {at:.1f} ", (at, 0.97), xycoords=("data", "axes fraction"),
                         color=colors[name], va="top", ha=side, fontsize=9)  # fmt: skip
-        ax.axvspan(min(0, ax.get_xlim()[0]), 0, color=FAINT, alpha=0.35, lw=0)
         ax.set_title(name, loc="left")
         ax.set(ylabel="draws")
     axes[-1, 0].set_xlabel(xlabel)
+    low, high = axes[-1, 0].get_xlim()
+    low = min(0, low - 0.12 * (high - low))  # Room for the marks' names.
+    for ax in axes[:, 0]:
+        ax.set_xlim(low, high)
+        ax.axvspan(low, 0, color=FAINT, alpha=0.35, lw=0)
     return fig
 
 
