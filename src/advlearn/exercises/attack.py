@@ -75,7 +75,7 @@ class _AttackCase:
         x, y = _examples(-0.5, 1.5)
         x_before, y_before = x.clone(), y.clone()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(UNUSUAL)
+            torch.default_generator.manual_seed(UNUSUAL)
             self.run(_network(), x, y)
             reseeded = torch.initial_seed() != UNUSUAL
         if not torch.equal(x.detach(), x_before):

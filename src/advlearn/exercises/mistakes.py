@@ -15,10 +15,12 @@ from advlearn.threats import L1, Threat
 
 
 def gradient(f: Classifier, x: Tensor, y: Tensor, targeted: bool) -> Tensor:
+    """Of what the attacker maximises, with respect to x: the loss of y, or minus it."""
     return (-1 if targeted else 1) * input_grad(lambda z: cross_entropy(f(z), y), x)
 
 
 def step(f: Classifier, x: Tensor, y: Tensor, threat: Threat, targeted: bool) -> Tensor:
+    """One right step of size ε from x."""
     return threat.project(x + threat.eps * threat.ascend(gradient(f, x, y, targeted), x, x), x)
 
 
@@ -66,4 +68,5 @@ def likely_mistakes(
 
 
 def size(g: Tensor, p: float) -> Tensor:
+    """The p-norm of every example, shaped to divide g."""
     return norms(g, p).view(-1, 1, 1, 1)
