@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -117,14 +118,14 @@ def load(name: str, split: str = "test", device: str | torch.device = "cpu") -> 
         raise ValueError(f"load: name={name!r}, allowed are {', '.join(CLASSES)}")
     if split not in ("train", "test"):
         raise ValueError(f"load: split={split!r}, allowed are 'train' and 'test'")
-    path = _find(name)
+    path, classes = _find(name), len(CLASSES[name])
     try:
-        images, labels = _read(path, split)
+        images, labels = _read(path, split, classes)
     except ValueError:
         if path.parent != storage.cache():  # The reader's own file: refused, not touched.
             raise
         storage.move_aside(path)
-        images, labels = _read(_download(name, path), split)
+        images, labels = _read(_download(name, path), split, classes)
     return Dataset(name, split, images.to(device), labels.to(device), CLASSES[name],
                    torch.arange(len(labels), device=device))  # fmt: skip
 
@@ -140,19 +141,30 @@ def _find(name: str) -> Path:
     return _download(name, cached)
 
 
-def _read(path: Path, split: str) -> tuple[Tensor, Tensor]:
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError,
+           zipfile.BadZipFile, zlib.error)  # fmt: skip
+
+
+def _read(path: Path, split: str, classes: int) -> tuple[Tensor, Tensor]:
     try:
         with np.load(path, allow_pickle=False) as file:
             images, labels = file[f"x_{split}"], file[f"y_{split}"].reshape(-1)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+    except PermissionError:
+        raise
+    except _DAMAGE as error:
         raise ValueError(
             f"{path} is not a data set: {error}. Expected is an npz file with the arrays "
             f"{', '.join(_KEYS)}. Delete the file to fetch it again."
         ) from error
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) != len(labels):
+    layout = images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))
+    if images.dtype != np.uint8 or not layout or len(images) != len(labels):
         raise ValueError(f"{path}: x_{split} has type {images.dtype} and shape {images.shape}, "
                          f"y_{split} has {len(labels)} labels; expected are uint8 images "
                          "(N, H, W) or (N, H, W, C) and N labels")
+    wrong = ~np.isin(labels, np.arange(classes))
+    if wrong.any():
+        raise ValueError(f"{path}: y_{split} has label {labels[wrong][0]} at index "
+                         f"{wrong.argmax()}, allowed are 0 to {classes - 1}")
     images = torch.from_numpy(images)
     images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
     return images, torch.from_numpy(labels.astype(np.int64))

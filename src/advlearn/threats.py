@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import ClassVar
 
 import torch
@@ -46,6 +47,9 @@ class NormBall:
             if self.eps.is_cuda:  # Checking would wait for the GPU at every training step.
                 return
             worst = float(self.eps.min() if self.eps.min() < 0 else self.eps.max())
+        elif not isinstance(self.eps, Real):
+            raise ValueError(f"{type(self).__name__}: eps={self.eps!r} is "
+                             f"{type(self.eps).__name__}, allowed are a number or a tensor")
         else:
             worst = float(self.eps)
         name = f"{type(self).__name__}(eps={worst:g})"
