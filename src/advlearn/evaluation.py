@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from advlearn.attacks.combine import Attack, name_of
+from advlearn.checks import check_examples, check_logits
 from advlearn.models import Classifier
 from advlearn.progress import bar
 from advlearn.tensors import Keyed, frozen
@@ -232,47 +233,6 @@ def _vote(f: Classifier, x: Tensor, votes: int, batch_size: int, *, logits: Tens
 # --- checks, at the entrance and nowhere else -----------------------------------------------
 
 
-def check_examples(x: Tensor, y: Tensor) -> None:
-    """Images (N, C, H, W) of a floating type in [0, 1] and int64 labels (N,), or ValueError."""
-    for name, value in (("x", x), ("y", y)):
-        if not isinstance(value, Tensor):
-            raise ValueError(f"{name}: {type(value).__name__}, it must be a torch.Tensor")
-    if not x.is_floating_point():
-        raise ValueError(f"x: type {x.dtype}, allowed are floating types with values in [0, 1] "
-                         "(Dataset.tensors() converts uint8 images)")
-    if x.ndim != 4 or len(x) == 0:
-        raise ValueError(f"x: shape {tuple(x.shape)}, it must be (N, C, H, W) with N of 1 or more")
-    if y.dtype != torch.int64 or y.shape != x.shape[:1]:
-        raise ValueError(f"y: type {y.dtype} and shape {tuple(y.shape)}, it must be int64 and "
-                         f"({len(x)},)")
-    if x.device != y.device:
-        raise ValueError(f"x is on {x.device} and y on {y.device}")
-    outside = ~((x >= 0) & (x <= 1)).flatten(1).all(1)  # NaN is outside too.
-    if outside.any():
-        i = int(outside.nonzero()[0])
-        low, high = float(x[i].min()), float(x[i].max())
-        raise ValueError(f"x: image {i} has values from {low:g} to {high:g}, pixel units are "
-                         "[0, 1]" + (", divide by 255?" if high > 2 else ""))
-
-
-def check_logits(logits: Tensor, y: Tensor) -> None:
-    """Finite logits (N, K) and labels in 0 … K−1, or ValueError with the first offending index."""
-    if logits.ndim != 2 or len(logits) != len(y):
-        raise ValueError(f"f: returned shape {tuple(logits.shape)}, it must be ({len(y)}, K)")
-    bad = ~logits.isfinite().all(1)
-    if bad.any():
-        raise ValueError(f"f: logits of image {int(bad.nonzero()[0])} are not finite")
-    check_labels(y, logits.shape[1])
-
-
-def check_labels(y: Tensor, classes: int) -> None:
-    """Labels in 0 … classes − 1, or ValueError with the first offending index."""
-    wrong = (y < 0) | (y >= classes)
-    if wrong.any():
-        i = int(wrong.nonzero()[0])
-        raise ValueError(f"y: label {int(y[i])} at index {i}, allowed are 0 to {classes - 1}")
-
-
 def _check_repeats(f: Classifier, x: Tensor, logits: Tensor, batch_size: int) -> None:
     n = min(len(x), 4 * batch_size)
     again = predict(f, x[:n], batch_size)
@@ -300,4 +260,3 @@ def _check_attack(name: str, z: Tensor, x: Tensor, threat: Threat, rows: Tensor)
         what = "is not finite" if not z[i].isfinite().all() else f"leaves the set ({threat})"
         raise ValueError(f"attack {name!r}: its output for image {int(rows[i])} {what}")
     return z
-

@@ -5,25 +5,30 @@ An objective is a function (model, x, y, state) -> (losses (N,), state).
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advlearn import storage
 from advlearn.attacks.combine import Attack, name_of
+from advlearn.checkpoint import Config, resume, save
+from advlearn.checks import check_examples, check_labels, check_logits
 from advlearn.data import Dataset
-from advlearn.evaluation import check_examples, check_labels, check_logits, predict, worst_case
+from advlearn.evaluation import predict, worst_case
 from advlearn.progress import bar
 from advlearn.tensors import Keyed, generator
 from advlearn.threats import Threat
+
+if TYPE_CHECKING:  # Imported where it is used: it takes a second.
+    from lightning_fabric import Fabric
 
 
 @dataclass(frozen=True)
@@ -119,22 +124,6 @@ class History:
         return [row[key] for row in self.rows]
 
 
-@dataclass(frozen=True)
-class _Config:
-    """What a resumed training must have in common with the interrupted one."""
-
-    objective: str
-    data: str
-    examples: int
-    epochs: int
-    batch_size: int
-    lr: float
-    weight_decay: float
-    schedule: str
-    seed: int
-    precision: str
-
-
 def fit(
     model: nn.Module,
     data: Dataset,
@@ -173,41 +162,21 @@ def fit(
     Raises:
         ValueError: wrong arguments; a checkpoint of another training; a loss that is not finite.
     """
-    from lightning_fabric import Fabric
-
     schedule = schedule or trapezoid()
     images = f"{data.name} {data.split}, {zlib.crc32(data.index.cpu().numpy().tobytes()):08x}"
-    config = _Config(_description(objective), images, len(data), epochs, batch_size, lr,
-                     weight_decay, _description(schedule), seed, precision)  # fmt: skip
-    if not 1 <= batch_size <= len(data):
-        raise ValueError(f"fit: batch_size={batch_size}, allowed are 1 to {len(data)} (the data)")
-    if epochs < 1 or lr <= 0:
-        raise ValueError(f"fit: epochs={epochs}, lr={lr}, both must be positive")
-    first = data.take(torch.arange(min(2, len(data)), device=data.labels.device)).tensors()
-    check_examples(*first)
-    logits = predict(model, first[0])
-    check_logits(logits, first[1])
-    check_labels(data.labels, logits.shape[1])
-
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Fabric's advice on hardware is not the reader's concern.
-        fabric = Fabric(accelerator=data.images.device.type,
-                        devices=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
-                        num_nodes=processes // int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
-                        strategy="ddp" if processes > 1 else "auto", precision=precision)  # fmt: skip
-        fabric.launch()
-        optimizer = torch.optim.Adam(model.parameters(), lr, weight_decay=weight_decay)
-        wrapped, optimizer = fabric.setup(model, optimizer)
-
+    config = Config(_description(objective), images, len(data), epochs, batch_size, lr,
+                    weight_decay, _description(schedule), seed, precision)  # fmt: skip
+    _check_arguments(model, data, epochs, batch_size, lr)
+    fabric = _fabric(data.images.device.type, precision)
+    optimizer = torch.optim.Adam(model.parameters(), lr, weight_decay=weight_decay)
+    wrapped, optimizer = fabric.setup(model, optimizer)
     history, carry, steps = History(), {}, len(data) // batch_size
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and path.is_file():
-        carry = _resume(path, config, model, optimizer, history)
+        history.rows, carry = resume(path, config, model, optimizer)
     elif path is not None and fabric.is_global_zero:  # So that the first epoch can be resumed too.
-        _save(path, config, model, optimizer, history, carry)
-    epoch_bar = range(len(history.rows), epochs)
-    for epoch in epoch_bar:
+        save(path, config, model, optimizer, history.rows, carry)
+    for epoch in range(len(history.rows), epochs):
         order = torch.randperm(len(data), generator=generator(seed * 1_000_003 + epoch))
         batches = order.to(data.labels.device).split(batch_size)[:steps]
         total = torch.zeros((), device=data.labels.device)
@@ -232,14 +201,41 @@ def fit(
             if step % 50 == 49:
                 shown.set_postfix_str(f"loss {float(total) / (step + 1):.3f}{_last(history)}")
         mean = float(total) / steps
-        if mean != mean or mean in (float("inf"), float("-inf")):
+        if not math.isfinite(mean):
             raise ValueError(f"fit: the loss of epoch {epoch + 1} is {mean}; a smaller lr or a "
                              "ramp of the threat may help")
         row = {"epoch": epoch + 1, "loss": mean, **(validate(model) if validate else {})}
         history.rows.append(row)
         if path is not None and fabric.is_global_zero:
-            _save(path, config, model, optimizer, history, carry)
+            save(path, config, model, optimizer, history.rows, carry)
     return history
+
+
+def _check_arguments(
+    model: nn.Module, data: Dataset, epochs: int, batch_size: int, lr: float
+) -> None:
+    if not 1 <= batch_size <= len(data):
+        raise ValueError(f"fit: batch_size={batch_size}, allowed are 1 to {len(data)} (the data)")
+    if epochs < 1 or lr <= 0:
+        raise ValueError(f"fit: epochs={epochs}, lr={lr}, both must be positive")
+    first = data.take(torch.arange(min(2, len(data)), device=data.labels.device)).tensors()
+    check_examples(*first)
+    logits = predict(model, first[0])
+    check_logits(logits, first[1])
+    check_labels(data.labels, logits.shape[1])
+
+
+def _fabric(device: str, precision: str) -> Fabric:
+    from lightning_fabric import Fabric
+
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Advice on hardware is not the reader's concern.
+        fabric = Fabric(accelerator=device, devices=local, num_nodes=processes // local,
+                        strategy="ddp" if processes > 1 else "auto", precision=precision)  # fmt: skip
+        fabric.launch()
+    return fabric
 
 
 def _description(f: Callable) -> str:
@@ -249,59 +245,3 @@ def _description(f: Callable) -> str:
 def _last(history: History) -> str:
     row = history.rows[-1] if history.rows else {}
     return "".join(f", {k} {100 * row[k]:.1f} %" for k in ("clean", "robust") if k in row)
-
-
-def _save(
-    path: Path, config: _Config, model: nn.Module, optimizer: torch.optim.Optimizer,
-    history: History, carry: Mapping[str, Tensor],
-) -> None:  # fmt: skip
-    """Weights, Adam's moments and the history in one safetensors file; nothing is pickled."""
-    from safetensors.torch import save_file
-
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    tensors |= {f"carry.{k}": v for k, v in carry.items()}
-    for i, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{k}": v for k, v in moments.items()}
-    text = json.dumps({"config": asdict(config), "history": history.rows})
-    with storage.atomic(path) as temporary:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary,
-                  metadata={"advlearn": text})  # fmt: skip
-
-
-def _resume(
-    path: Path, config: _Config, model: nn.Module, optimizer: torch.optim.Optimizer,
-    history: History,
-) -> dict[str, Tensor]:  # fmt: skip
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            saved = json.loads(file.metadata()["advlearn"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a training checkpoint of advlearn: {error}. Delete it "
-                         "to start again.") from error  # fmt: skip
-    wanted = asdict(config)
-    for key, value in wanted.items():
-        if saved["config"].get(key) != value:
-            raise ValueError(f"{path} belongs to another training: its {key} is "
-                             f"{saved['config'].get(key)!r}, asked for is {value!r}. Delete it "
-                             "or name another file.")  # fmt: skip
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "carry": {}, "optimizer": {}}
-    for key, value in tensors.items():
-        part, name = key.split(".", 1)
-        parts[part][name] = value
-    try:
-        model.load_state_dict(parts["model"])
-    except RuntimeError as error:
-        raise ValueError(f"{path} belongs to another network: {error}") from error
-    state = optimizer.state_dict()
-    for key, value in parts["optimizer"].items():
-        i, name = key.split(".")
-        state["state"].setdefault(int(i), {})[name] = value
-    optimizer.load_state_dict(state)
-    history.rows.extend(saved["history"])
-    device = next(model.parameters()).device
-    return {k: v.to(device) for k, v in parts["carry"].items()}
-
-
