@@ -245,10 +245,10 @@ def _ship(name: str, seed: int = 0) -> None:
     began = time.perf_counter()
     model, history = train(name, seed=seed)
     minutes = (time.perf_counter() - began) / 60
-    folder = storage.shipped() / "checkpoints"
-    save_weights(model, folder / f"{stem}.safetensors")
     result = measure(name, model, progress=True)
     fgsm_only = worst_case(model, *data.load(recipe.data, "test").tensors(), recipe.threat, [fgsm])
+    folder = storage.shipped() / "checkpoints"
+    save_weights(model, folder / f"{stem}.safetensors")  # Last, so that the manifest fits it.
     text = {
         "name": name, "file": f"{stem}.safetensors",
         "sha256": storage.sha256(folder / f"{stem}.safetensors"),
