@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
+from advlearn import threats
 from advlearn.tensors import Keyed, generator, norms
 from advlearn.threats import L1, L2, Linf
 
@@ -310,3 +311,31 @@ def test_center_render_and_names(kind):
     assert str(kind(torch.tensor([0.1, 0.2]))).endswith("ε = …")
     assert kind(0.1) == kind(0.1) and kind(0.1) != kind(0.2)
     assert repr(kind(0.1)) == f"{kind.__name__}(eps=0.1)"
+
+
+@pytest.mark.parametrize("kind", [L2, L1])
+def test_a_usual_projection_takes_few_newton_steps(kind, monkeypatch):
+    """Bisection alone would be right too, with 30 evaluations."""
+    count = []
+
+    def counting(excess, *args, **options):
+        def counted(s):
+            count.append(1)
+            return excess(s)
+
+        return solve(counted, *args, **options)
+
+    solve = threats._solve
+    monkeypatch.setattr(threats, "_solve", counting)
+    gen = generator(0)
+    x = (torch.rand(32, 1, 28, 28, generator=gen) * 2 - 1).clamp(0, 1)
+    eps = 2.0 if kind is L2 else 10.0
+    threat = kind(eps)
+    z = threat.sample(x, gen)
+    for _ in range(5):
+        count.clear()
+        z = threat.project(z + eps / 4 * threat.ascend(torch.randn(x.shape, generator=gen), z, x), x)
+        assert sum(count) <= 8
+    count.clear()
+    kind(0.0).project(z, x), kind(1e6).project(z, x)
+    assert sum(count) == 2
