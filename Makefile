@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 UV  ?= $(shell command -v uv 2>/dev/null)
 # Two cores are shared by two test processes; more threads only get in each other's way.
 QUIET := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
-BOOK_SOURCES := _config.yml _toc.yml $(shell find book chapters src/advlearn data/results -type f \
+BOOK_SOURCES := _config.yml _toc.yml $(shell find book chapters src/advlearn data/results data/checkpoints -type f \
 	-not -path '*/.ipynb_checkpoints/*' -not -path '*/__pycache__/*' 2>/dev/null)
 
 .DEFAULT_GOAL := help
@@ -59,8 +59,14 @@ clean: ## remove what was built; environments and downloads stay
 	find src tests tools bench book -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # Sphinx repeats no warning for a page it has already read: after a failure, read all of them again.
-_build/.book: $(BOOK_SOURCES) $(VENV)/.book
+_build/.book: $(BOOK_SOURCES) $(VENV)/.book _build/.extensions
 	$(BIN)/jupyter-book build . -W -n --keep-going || { rm -rf _build/.doctrees; exit 1; }
+	@touch $@
+
+# Nor does it read a page again because an extension has changed.
+_build/.extensions: $(wildcard book/_ext/*.py)
+	@rm -rf _build/.doctrees
+	@mkdir -p _build
 	@touch $@
 
 # --- environments -----------------------------------------------------------------------------
