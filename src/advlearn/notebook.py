@@ -41,8 +41,8 @@ def begin(profile: str = "auto", seed: int = 0) -> tuple[str, torch.device]:
     cuda = profile in ("gpu", "paper") and torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
     plotting.style()
-    print(f"profile {profile} · {provenance.hardware(device)} · torch {torch.__version__} · "
-          f"Python {platform.python_version()} · advlearn {__version__} · seed {seed}")
+    print(f"profile {profile}, seed {seed}, on {provenance.hardware(device)}")
+    print(f"advlearn {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
     return profile, device
 
 
