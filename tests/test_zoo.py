@@ -292,6 +292,7 @@ def test_a_network_that_is_not_shipped_is_trained_once(quick, capsys):
     (path, cache), calls = quick
     a = zoo.load_or_train(NAME, seed=3)
     assert "Training digits-mlp-natural (seed 3): about 0.1 min" in capsys.readouterr().out
+    assert not any(m.training for m in a.modules())
     assert same(a, zoo.load_or_train(NAME, seed=3)) and len(calls) == 1
     assert [p.name for p in (cache / "retrained").iterdir()] == [f"{NAME}-seed3.safetensors"]
     again = zoo.load_or_train(NAME, seed=3, retrain=True, progress=False)
