@@ -30,6 +30,8 @@ def pytest_configure(config):
         "no_proxy": "localhost,127.0.0.1", "NO_PROXY": "localhost,127.0.0.1",
     }  # fmt: skip
     os.environ.pop("ADVLEARN_PROFILE", None)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # Two processes with two threads each would spin.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session")
