@@ -165,10 +165,11 @@ def train(
     recipe = _recipe(name)
     images, kept = data.load(recipe.data, "train", device).split_off(recipe.held_out)
     model = models.build({**recipe.architecture, "seed": seed}).to(device)
+    quick = _PGD40 if recipe.attacks is _ROBUST else fgsm
     unfinished = storage.cache() / "retrained" / f".{_stem(name, seed)}.training.safetensors"
     history = training.fit(
         model, images, recipe.objective(), epochs=recipe.epochs, batch_size=recipe.batch_size,
-        lr=recipe.lr, validate=training.held_out(kept.subset(1000), recipe.threat, _PGD40),
+        lr=recipe.lr, validate=training.held_out(kept.subset(1000), recipe.threat, quick),
         checkpoint=unfinished, seed=seed, progress=progress,
     )  # fmt: skip
     unfinished.unlink(missing_ok=True)
