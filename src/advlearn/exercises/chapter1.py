@@ -12,14 +12,11 @@ from advlearn import models
 from advlearn.attacks import Attack, fgsm
 from advlearn.evaluation import paired, predict
 from advlearn.exercises.attack import SHAPE
-from advlearn.exercises.report import Finding, Report, examine
+from advlearn.exercises.report import Finding, Report, Unusable, examine
 from advlearn.gradients import input_grad
 from advlearn.losses import cross_entropy
 from advlearn.tensors import frozen, generator
 from advlearn.threats import Linf, Threat
-
-# --- the best ℓ1 step in the box --------------------------------------------------------------
-
 
 def l1_bound(g: Tensor, x: Tensor, eps: float) -> Tensor:
     r"""No feasible δ has a larger $g \cdot \delta$ than this (weak duality), and the best has it.
@@ -52,6 +49,8 @@ def check_l1_step(step: Callable[[Tensor, Tensor, float], Tensor]) -> Report:
     x = torch.where(torch.rand(32, 20, generator=gen) < 0.3, x.round(), x)
 
     def value(eps: float) -> tuple[Tensor, Tensor]:
+        if feasible():
+            raise Unusable("cannot be judged: δ leaves the set")
         return (g * step(g, x, eps)).sum(1), l1_bound(g, x, eps)
 
     def feasible() -> str | None:
@@ -88,8 +87,8 @@ def check_l1_step(step: Callable[[Tensor, Tensor, float], Tensor]) -> Report:
 
     def ample() -> str | None:
         reached, bound = value(100.0)
-        return None if (reached > bound - 1e-6).all() else (
-            "with ε larger than all the room every pixel should go to its end of the box")  # fmt: skip
+        hint = "with ε larger than all the room every pixel should go to its end of the box"
+        return None if (reached > bound - 1e-6).all() else hint
 
     return examine(step, [
         ("‖δ‖₁ ≤ ε and x + δ in [0, 1]", feasible), ("leaves g and x as they are", untouched),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import html
+import re
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-UNWRITTEN = "not written yet"
+UNWRITTEN, AGAIN = "not written yet", "the same problem as above"
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ class Report:
         return "\n  ".join([self._title(), *self._lines()])
 
     def _repr_html_(self) -> str:
-        lines = "<br>".join(html.escape(line) for line in self._lines())
-        return f"<p><strong>{html.escape(self._title())}</strong><br>{lines}</p>"
+        text = "<br>".join(html.escape(line) for line in self._lines())
+        text = re.sub("`([^`]+)`", r"<code>\1</code>", text)
+        return f"<p><strong>{html.escape(self._title())}</strong><br>{text}</p>"
 
 
 Claims = Sequence[tuple[str, Callable[[], str | None]]]
@@ -72,7 +74,9 @@ def examine(subject: object, claims: Claims) -> Report:
         except Exception as error:
             problem = f"stopped with {type(error).__name__}{_where(error)}: {error}"
         again = problem and any(f.problem == problem for f in findings)
-        findings.append(Finding(claim, "the same problem as above" if again else problem))
+        findings.append(Finding(claim, AGAIN if again else problem))
+    if findings and findings[0].problem and all(f.problem == AGAIN for f in findings[1:]):
+        findings = [Finding("runs", findings[0].problem)]  # One mistake, said once.
     return Report(name, tuple(findings))
 
 
