@@ -18,6 +18,7 @@ from advlearn.losses import cross_entropy
 from advlearn.tensors import frozen, generator
 from advlearn.threats import Linf, Threat
 
+
 def l1_bound(g: Tensor, x: Tensor, eps: float) -> Tensor:
     r"""No feasible δ has a larger $g \cdot \delta$ than this (weak duality), and the best has it.
 
@@ -60,16 +61,14 @@ def check_l1_step(step: Callable[[Tensor, Tensor, float], Tensor]) -> Report:
                 return f"δ must be finite and of shape {tuple(g.shape)}"
             if (used := float(delta.abs().sum(1).max())) > eps + 1e-6:
                 return f"‖δ‖₁ reaches {used:.2f}, ε is {eps:g}: stop when the budget is used up"
-            z = x + delta
-            if z.min() < -1e-6 or z.max() > 1 + 1e-6:
+            if (x + delta).min() < -1e-6 or (x + delta).max() > 1 + 1e-6:
                 return "x + δ leaves [0, 1]: a pixel takes at most its room (1 − x up, x down)"
         return None
 
     def untouched() -> str | None:
-        before = g.clone(), x.clone()
+        before = torch.stack([g, x])
         step(g, x, 1.0)
-        same = torch.equal(g, before[0]) and torch.equal(x, before[1])
-        return None if same else "g or x was edited in place"
+        return None if torch.equal(before, torch.stack([g, x])) else "g or x was edited in place"
 
     def optimal() -> str | None:
         reached, bound = value(3.0)
@@ -101,9 +100,6 @@ def _greedy(g: Tensor, room: Tensor, eps: float, key: Tensor) -> Tensor:
     room = room.gather(1, order)
     spent = torch.minimum(room, (eps - (room.cumsum(1) - room)).clamp(min=0))
     return torch.zeros_like(g).scatter(1, order, spent) * g.sign()
-
-
-# --- the smallest ε ---------------------------------------------------------------------------
 
 
 class _Counting(nn.Module):
@@ -188,8 +184,6 @@ def check_smallest_eps(search: Callable[..., Tensor]) -> Report:
     ])  # fmt: skip
 
 
-# --- find the bug -----------------------------------------------------------------------------
-
 BUGS = {
     "none": "it is FGSM",
     "sign": "it walks down the loss",
@@ -243,8 +237,6 @@ def check_diagnosis(diagnose: Callable[[Attack], str], suspects: Mapping[str, At
                  for bug in BUGS if bug != "none")]  # fmt: skip
     return examine(diagnose, claims)
 
-
-# --- transfer ---------------------------------------------------------------------------------
 
 Transfer = Callable[[Sequence[nn.Module], Tensor, Tensor, Threat], Tensor]
 
