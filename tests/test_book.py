@@ -196,6 +196,20 @@ def test_results_page_shows_the_papers_numbers(book):
     assert shown and all(f"{n['value']:.1f}" in text for n in shown)
 
 
+def test_recorded_values_have_labels(book):
+    soup = bs4.BeautifulSoup((book / "book/results.html").read_text("utf8"), "html.parser")
+    raw = [c.text for c in soup.select(".from-data td:first-child code")]
+    assert raw == []
+    assert "FGSM, rounding removed, %" in soup.get_text()
+
+
+def test_titles_of_solutions_hold_no_active_link():
+    """Such a link would take the press that is to open the solution."""
+    sheet = (ROOT / "book/_static/custom.css").read_text(encoding="utf8")
+    rule = re.search(r"div\.solution\.dropdown > \.admonition-title a \{([^}]*)\}", sheet)
+    assert rule and "pointer-events: none" in rule[1]
+
+
 def test_colab_buttons_name_the_repository(book):
     address = re.search(
         r'Repository = "https://(github\.com/\S+)"', (ROOT / "pyproject.toml").read_text()

@@ -19,6 +19,22 @@ from sphinx.util.docutils import SphinxDirective
 
 PAPERS = "data/results/papers.json"
 
+# What a recorded value is: an accuracy, unless the label says otherwise. One that ends in % is
+# recorded as a fraction.
+LABELS = {
+    "clean": "clean, %",
+    "fgsm_usual": "FGSM, loss as usual, %",
+    "fgsm": "FGSM, rounding removed, %",
+    "fgsm_half": "FGSM at ε/2, rounding removed, %",
+    "coin": "coin, %",
+    "l2_equal_half": "ℓ2 step as long as FGSM's at ε/2, %",
+    "robust_fgsm": "robust network, FGSM, rounding removed, %",
+    "not_monotone_natural": "natural network: images on which success comes and goes",
+    "not_monotone_robust": "robust network: images on which success comes and goes",
+    "target_1_reached": "images that one targeted step turns into a 1, %",
+    "target_8_reached": "images that one targeted step turns into an 8, %",
+}
+
 
 def percent(value):
     return f"{100 * value:.1f}"
@@ -95,13 +111,25 @@ def network_row(m):
     ]
 
 
+def run_row(key, runs):
+    label = LABELS.get(key, f"`{key}`")
+    values = [r["values"].get(key) for r in runs]
+    if label.endswith("%"):
+        values = [v if v is None else f"{100 * v:.2f}" for v in values]
+    return [label, *values]
+
+
 def runs_table(name, runs):
     heads = [f"{r['profile']}, seed {r['seed']}" for r in runs]
     keys = list(dict.fromkeys(k for r in runs for k in r["values"]))
-    rows = [[f"`{k}`", *(r["values"].get(k) for r in runs)] for k in keys]
+    rows = [run_row(key, runs) for key in keys]
     rows.append(["minutes", *(r.get("minutes") for r in runs)])
-    yield f"**{name}**"
+    profiles = {r["profile"] for r in runs}
+    same = f", profile `{profiles.pop()}`" if len(profiles) == 1 else ""
+    yield f"**{name}**{same}"
     yield ""
+    if same:
+        heads = [f"seed {r['seed']}" for r in runs]
     yield from grid(["value", *heads], rows, "l" + "r" * len(runs))
     yield ""
     origins = {}
