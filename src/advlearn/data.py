@@ -141,7 +141,7 @@ def _find(name: str) -> Path:
     return _download(name, cached)
 
 
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError,
+_DAMAGE = (AttributeError, OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError,
            zipfile.BadZipFile, zlib.error)  # fmt: skip
 
 
