@@ -63,8 +63,8 @@ _build/.book: $(BOOK_SOURCES) $(VENV)/.book _build/.extensions
 	$(BIN)/jupyter-book build . -W -n --keep-going || { rm -rf _build/.doctrees; exit 1; }
 	@touch $@
 
-# Nor does it read a page again because an extension has changed.
-_build/.extensions: $(wildcard book/_ext/*.py)
+# Nor does it read a page again, or copy a style, because only an extension or a style has changed.
+_build/.extensions: $(wildcard book/_ext/*.py) $(shell find book/_static -type f 2>/dev/null)
 	@rm -rf _build/.doctrees
 	@mkdir -p _build
 	@touch $@
