@@ -62,6 +62,9 @@ def main() -> int:
     if not chosen:
         parser.error(f"no notebook starts with {args.only!r}")
 
+    from advlearn import provenance
+
+    made = provenance.stamp()  # Now: the commit that runs, not one that comes meanwhile.
     folder = ROOT / "_build" / "run" / args.profile
     folder.mkdir(parents=True, exist_ok=True)
     env = {"ADVLEARN_PROFILE": args.profile}
@@ -84,7 +87,7 @@ def main() -> int:
     print("\n" + summary)
     if any(row["error"] for row in rows):
         return 1
-    ready = with_outputs(chosen, outs, rows, args.profile) if args.reference else []
+    ready = with_outputs(chosen, outs, rows, args.profile, made) if args.reference else []
     if args.reference or args.record:
         record(rows, args.profile, args.seed or 0)
     for nb, path in ready:
@@ -100,11 +103,11 @@ def record(rows: list[dict], profile: str, seed: int) -> None:
             results.record(row["notebook"], profile, seed, row["headline"], row["minutes"])
 
 
-def with_outputs(chosen: list[Path], outs: list[Path], rows: list[dict], profile: str) -> list:
+def with_outputs(
+    chosen: list[Path], outs: list[Path], rows: list[dict], profile: str, made: dict
+) -> list:
     """The stored notebooks with the new outputs, not yet written."""
-    from advlearn import provenance
-
-    made, ready = provenance.stamp(), []
+    ready = []
     for path, out, row in zip(chosen, outs, rows, strict=True):
         nb, executed = notebooks.read(path), notebooks.read(out)
         code = notebooks.code_hash(nb)

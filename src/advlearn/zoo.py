@@ -243,6 +243,7 @@ def _fetch(name: str, target: Path, sha256: str) -> Path:
 
 def _ship(name: str, seed: int = 0) -> None:
     recipe, stem = _recipe(name), _stem(name, seed)
+    made = provenance.stamp("cpu")  # Now: the commit that runs, not one that comes meanwhile.
     began = time.perf_counter()
     model, history = train(name, seed=seed)
     minutes = (time.perf_counter() - began) / 60
@@ -257,7 +258,7 @@ def _ship(name: str, seed: int = 0) -> None:
         "recipe": {"objective": recipe.objective().description, "epochs": recipe.epochs,
                    "batch_size": recipe.batch_size, "lr": recipe.lr, "optimizer": "Adam",
                    "held_out": f"last {recipe.held_out} training images"},
-        "minutes": round(minutes, 2), **provenance.stamp("cpu"),
+        "minutes": round(minutes, 2), **made,
         "measured": {"images": f"all {result.n} test images", "fgsm": fgsm_only.to_dict(),
                      "worst_case": result.to_dict(), "trace": result.trace},
         "history": history.rows,
