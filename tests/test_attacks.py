@@ -11,7 +11,7 @@ from torch import nn
 from advlearn import models, zoo
 from advlearn.attacks import apgd, cw_inf, fab, fgsm, from_center, name_of, on, pgd, square, toward
 from advlearn.gradients import input_grad
-from advlearn.losses import cross_entropy, cw, dlr, dlr_targeted, gap, margin
+from advlearn.losses import cross_entropy, cw, dlr, gap, margin
 from advlearn.tensors import Keyed, frozen, generator, norms, per_example
 from advlearn.threats import L1, L2, Linf
 
@@ -35,9 +35,9 @@ ATTACKS = {
     "from_center": lambda f, eps: from_center(partial(pgd, steps=60, step_size=eps / 4)),
     "toward from_center on": lambda f, eps: toward(
         1, from_center(on(f, partial(pgd, steps=60, step_size=eps / 4)))),
-    "apgd": lambda f, eps: apgd,
-    "apgd, dlr": lambda f, eps: partial(apgd, steps=60, loss=dlr),
-    "toward 1 apgd": lambda f, eps: toward(1, partial(apgd, steps=60), between=gap),
+    "apgd": lambda f, eps: partial(apgd, steps=40),
+    "apgd, dlr": lambda f, eps: partial(apgd, steps=40, loss=dlr),
+    "toward 1 apgd": lambda f, eps: toward(1, partial(apgd, steps=40), between=gap),
     "fab": lambda f, eps: partial(fab, steps=40),
     "toward 1 fab from center": lambda f, eps: from_center(toward(1, partial(fab, steps=40), between=gap)),
     "square": lambda f, eps: partial(square, queries=100),

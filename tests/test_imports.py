@@ -128,7 +128,17 @@ def test_the_package_itself_imports_nothing():
 def test_names_of_the_design():
     from advlearn import zoo  # noqa: F401
     from advlearn.attacks import (  # noqa: F401
-        apgd, cw_inf, fab, fgsm, from_center, on, pgd, square, standard_attack, toward)  # fmt: skip
+        apgd,
+        cw_inf,
+        fab,
+        fgsm,
+        from_center,
+        on,
+        pgd,
+        square,
+        standard_attack,
+        toward,
+    )
     from advlearn.data import load  # noqa: F401
     from advlearn.evaluation import accuracy, worst_case  # noqa: F401
     from advlearn.threats import L1, L2, Linf

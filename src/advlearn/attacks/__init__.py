@@ -1,8 +1,8 @@
 """Attacks: functions (f, x, y, threat, *, start) -> z."""
 
 from advlearn.attacks.apgd import apgd
-from advlearn.attacks.combine import Attack, from_center, name_of, on, toward
 from advlearn.attacks.boundary import fab
+from advlearn.attacks.combine import Attack, from_center, name_of, on, toward
 from advlearn.attacks.gradient import cw_inf, fgsm, pgd
 from advlearn.attacks.search import square
 from advlearn.attacks.standard import standard_attack

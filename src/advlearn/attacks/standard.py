@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 from advlearn.attacks.apgd import apgd
-from advlearn.attacks.combine import Attack, from_center, toward
 from advlearn.attacks.boundary import fab
+from advlearn.attacks.combine import Attack, from_center, toward
 from advlearn.attacks.search import square
 from advlearn.losses import dlr_targeted, gap
 
