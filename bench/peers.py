@@ -1,4 +1,4 @@
-"""The other libraries' ℓ∞ PGD behind one signature, set up as their own examples do.
+"""The other libraries' ℓ∞ attacks behind one signature, set up as their own examples do.
 
 Every maker takes a network in eval mode and gives `attack(x, y) -> x_adv` without a random start.
 The network is handed over as a reader would hand it over: its weights may still ask for gradients.
@@ -50,6 +50,22 @@ def art(model: nn.Module, eps: float, step_size: float, steps: int) -> Attack:
     attack = ProjectedGradientDescent(classifier, np.inf, eps, step_size, max_iter=steps,
                                       batch_size=256, verbose=False)  # fmt: skip
     return lambda x, y: torch.from_numpy(attack.generate(x.numpy(), y.numpy()))
+
+
+def torchattacks_strong(
+    model: nn.Module, eps: float, steps: int, queries: int
+) -> dict[str, Attack]:
+    """torchattacks' strong attacks. Its own AutoAttack takes 10 steps where the papers take 100 (and
+    has no argument for it), so it is put together here from the same four attacks.
+    """
+    from torchattacks import APGD, APGDT, FAB, MultiAttack, Square
+
+    climb = APGD(model, eps=eps, steps=steps)
+    targeted = APGDT(model, eps=eps, steps=steps)
+    walk = FAB(model, eps=eps, steps=steps, multi_targeted=True)
+    search = Square(model, eps=eps, n_queries=queries)
+    return {"Auto-PGD on cross-entropy": climb, "Square Attack": search,
+            "AutoAttack": MultiAttack([climb, targeted, walk, search])}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """How fast are the attacks? One table, ours beside other libraries, measured in one run.
 
-    make bench                           # seven minutes of one quiet core
-    make bench ARGS="--quick"            # one and a half
+    make bench                           # TIME minutes of one quiet core
+    make bench ARGS="--quick"            # QUICK
     make bench ARGS="--threads 2"
-    make bench ARGS="--only 1"           # one of the three parts
+    make bench ARGS="--only 1"           # one of the four parts
 
 What is measured, on the CPU:
 
@@ -16,6 +16,8 @@ What is measured, on the CPU:
 2. 20 restarts on a natural network: `worst_case` against a peer run 20 times on every image, an
    image being lost when any run fools the network.
 3. `models.fast` against the plain network, and whether verdicts change when it is attacked instead.
+4. Auto-PGD, the Square Attack and all of AutoAttack beside torchattacks', with the papers' settings on
+   the same images: robust accuracy, and time.
 
 With one thread, times are the process's own CPU time, so that other work on the machine counts
 little; with more threads they are wall-clock time and need a quiet machine. The first runs warm up
@@ -39,6 +41,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from peers import PEERS, Attack, versions
+from strong import PARTS, beside_peer, networks
 from table import Row, print_table
 from torch import Tensor, nn
 
@@ -244,13 +247,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="PGD-10, few rounds, few images")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, help="rounds on the small network (default 10)")
-    parser.add_argument("--only", type=int, choices=(1, 2, 3), help="one part of the table")
+    parser.add_argument("--only", type=int, choices=(1, 2, 3, 4), help="one part of the table")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore")  # The peers': nothing of theirs can be changed here.
     logging.disable(logging.WARNING)
     random.seed(0)
     steps, rounds, n = (10, 3, 256) if args.quick else (40, 10, 1000)
+    size = (200, 25, 500) if args.quick else (1000, 100, 5000)  # images, steps, queries
     rounds, clock = args.rounds or rounds, Clock(args.threads)
 
     about = {**provenance.stamp("cpu"), "threads": args.threads, "clock": clock.name,
@@ -272,6 +276,9 @@ def main() -> None:
         partial(fast_model, clock, "paper's network", paper, 1.3, rounds),
         partial(fast_model, clock, "small network", small, None, rounds),
         partial(fast_verdicts, n),
+    ], 4: [
+        partial(beside_peer, clock, network, what, *size)
+        for network in networks(has_mnist()) for what in PARTS
     ]}  # fmt: skip
     todo = [section for number, part in sections.items() if args.only in (None, number)
             for section in part]  # fmt: skip

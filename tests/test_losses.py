@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from advlearn.gradients import input_grad
-from advlearn.losses import cross_entropy, cw, dlr, margin
+from advlearn.gradients import grad_and_output, input_grad
+from advlearn.losses import cross_entropy, cw, dlr, dlr_targeted, gap, margin
 from advlearn.tensors import generator
 
 LOGITS = torch.tensor([[1.0, 3.0, 2.0, 0.0], [-5.0, -1.0, -2.0, -9.0]], dtype=torch.float64)
@@ -19,6 +19,21 @@ def test_values_by_hand():
     assert cw(0)(LOGITS, Y).tolist() == [-1, 0]
     assert cw(50)(LOGITS, Y).tolist() == [-51, -46]
     assert cw(3)(LOGITS, Y).tolist() == [-4, 0]
+
+
+def test_losses_of_two_classes_by_hand():
+    target = torch.tensor([2, 3])
+    assert gap(LOGITS, Y, target).tolist() == [2 - 3, -9 + 5]
+    # (z_t − z_y) / (largest − mean of third and fourth)
+    assert dlr_targeted(LOGITS, Y, target).tolist() == pytest.approx([-1 / (3 - 0.5), -4 / (-1 + 7)])
+    more = torch.cat([LOGITS, torch.full((2, 1), -50.0)], 1)
+    assert dlr_targeted(more, Y, target).tolist() == dlr_targeted(LOGITS, Y, target).tolist()
+    assert torch.allclose(dlr_targeted(7 * LOGITS + 3, Y, target), dlr_targeted(LOGITS, Y, target))
+    for loss in (gap, dlr_targeted):
+        rows = torch.cat([loss(LOGITS[i : i + 1], Y[i : i + 1], target[i : i + 1]) for i in (0, 1)])
+        assert torch.equal(loss(LOGITS, Y, target), rows)
+    with pytest.raises(ValueError, match=r"dlr_targeted: 3 classes, it needs at least 4"):
+        dlr_targeted(torch.zeros(1, 3), torch.tensor([0]), torch.tensor([1]))
 
 
 def test_margin_with_negative_logits():
@@ -78,17 +93,36 @@ def test_input_grad_is_one_gradient_per_example():
         assert torch.allclose(input_grad(lambda z: (z**3).sum(1), z), 3 * z**2)
 
 
-@pytest.mark.parametrize("gap", [1.0, 20.0, 60.0, 200.0])
-def test_cross_entropy_of_a_confident_network_keeps_its_gradient(gap):
+def test_gradient_and_output_in_one_pass():
+    z = torch.randn(4, 3, generator=generator(0), dtype=torch.float64)
+    calls = []
+
+    def forward(z):
+        calls.append(1)
+        return z**2
+
+    g, out = grad_and_output(forward, lambda out: (out**2).sum(1), z)
+    assert torch.allclose(g, 4 * z**3) and torch.equal(out, z**2) and not out.requires_grad
+    assert len(calls) == 1
+
+    def mean(objective, z):
+        return (input_grad(objective, z - 1) + input_grad(objective, z + 1)) / 2
+
+    g, out = grad_and_output(forward, lambda out: (out**2).sum(1), z, mean)
+    assert torch.allclose(g, 4 * z**3 + 12 * z) and torch.equal(out, z**2) and len(calls) == 4
+
+
+@pytest.mark.parametrize("lead", [1.0, 20.0, 60.0, 200.0])
+def test_cross_entropy_of_a_confident_network_keeps_its_gradient(lead):
     """softmax − 1 cancels in float32: the gradient would be 0 though its direction is known."""
     y = torch.tensor([0])
 
     def grad(dtype):
-        logits = torch.tensor([[gap, 0.0, -1.0]], dtype=dtype, requires_grad=True)
+        logits = torch.tensor([[lead, 0.0, -1.0]], dtype=dtype, requires_grad=True)
         return torch.autograd.grad(cross_entropy(logits, y).sum(), logits)[0].double()
 
     exact, ours = grad(torch.float64), grad(torch.float32)
-    if gap < 80:  # e^-87 is float32's smallest normal number
+    if lead < 80:  # e^-87 is float32's smallest normal number
         assert torch.allclose(ours, exact, rtol=1e-4, atol=0) and (ours != 0).all()
     assert ours.isfinite().all()
-    assert float(cross_entropy(torch.tensor([[-gap, 0.0]]), y)) == pytest.approx(gap, rel=0.4)
+    assert float(cross_entropy(torch.tensor([[-lead, 0.0]]), y)) == pytest.approx(lead, rel=0.4)

@@ -13,7 +13,7 @@ from advlearn import zoo
 from advlearn.attacks import search, square, toward
 from advlearn.evaluation import predict
 from advlearn.losses import cross_entropy, margin
-from advlearn.tensors import Keyed, generator, norms, uniform
+from advlearn.tensors import Keyed, generator, norms
 from advlearn.threats import L1, L2, Linf
 
 THREATS, IDS = [Linf(0.2), L2(1.0)], ["linf", "l2"]
@@ -48,15 +48,14 @@ def test_only_asks_inside_the_set_and_no_more_often_than_told(threat):
     x, y = digits(60).tensors()
     asked = Asked(network("digits-small-natural"))
     z = square(asked, x, y, threat, queries=40)
-    assert len(asked.queries) == 40 and len(asked.queries[0]) == 60
+    assert 30 < len(asked.queries) <= 40 and len(asked.queries[0]) == 60
     for query in asked.queries:
         assert ((0 <= query) & (query <= 1)).all()
         # Every image is one of ours, changed by at most ε.
         near = torch.stack([norms(query - image, threat.p) for image in x]).amin(0)
         assert (near <= threat.eps * (1 + 1e-5)).all()
-    sizes = [len(query) for query in asked.queries]
     left = int((predict(asked.f, z).argmax(1) == y).sum())
-    assert sizes == sorted(sizes, reverse=True) and left <= sizes[-1] < sizes[0]
+    assert len(asked.queries[-1]) <= left + 5 < 50, "what is fooled is asked again"
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=IDS)
@@ -108,13 +107,18 @@ def changed(z, x):
     return int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1])
 
 
-def test_squares_of_the_published_size_everywhere():
+def test_squares_of_the_published_size_everywhere(monkeypatch):
     """On a network that refuses all, the start stays and the squares can be seen one by one."""
-    asked, queries = Asked(Stubborn()), 400
+    asked, queries, rest, paint = Asked(Stubborn()), 400, [], search._paint
+    monkeypatch.setattr(search, "_paint", lambda *a: rest.append(paint(*a)) or rest[-1])
     x = torch.full((3, 2, 14, 11), 0.5, dtype=torch.float64)
     start = uniform01(3, 2, 14, 11)
     square(asked, x, torch.zeros(3, dtype=torch.long), Linf(0.1), queries=queries, start=start)
-    first, *rest = asked.queries
+    first, *shown = asked.queries
+    news = [torch.stack([z for z, b in zip(q, first, strict=True) if not torch.equal(z, b)] or [first[0, :0]])
+            for q in rest]  # fmt: skip
+    news = [q for q in news if q.numel()]
+    assert len(news) == len(shown) and all(map(torch.equal, news, shown)), "asked what it knew, or asked twice"
     assert torch.equal(first, first[:, :, :1].expand_as(first)), "stripes"
     assert torch.allclose((first - 0.5).abs(), torch.full_like(x, 0.1)) and len(rest) == queries - 1
     assert first.std(dim=(0, 3)).min() > 0 and first.std(dim=(1, 3)).min() > 0
@@ -181,15 +185,15 @@ def shifted(z, x, eps, side, u):
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 11, 9)])
 def test_l2_step_equals_the_algorithm(shape, side):
     x = uniform01(20, *shape).mul(3).sub(1).clamp(0, 1)  # a third of the pixels black, a third white
-    threat, random = L2(0.7), Keyed((0, 1), torch.arange(20))
+    threat = L2(0.7)
     z = search._tiles(x, threat, Keyed((0, 0), torch.arange(20)))
-    for _ in range(2):
-        ours = search._shift(z, x, threat, side, random)
-        u = uniform(x.new_empty(20, 5 + shape[0]), random).numpy()
+    for seed in (1, 2):
+        u = uniform01(20, 5 + shape[0], seed=seed)
+        ours = search._shift(z, x, threat, side, u)
         by_hand = [shifted(*pair, 0.7, side, row)
-                   for *pair, row in zip(z.numpy(), x.numpy(), u, strict=True)]  # fmt: skip
+                   for *pair, row in zip(z.numpy(), x.numpy(), u.numpy(), strict=True)]  # fmt: skip
         np.testing.assert_allclose(ours.numpy(), np.stack(by_hand), atol=1e-12)
-        z, random = ours, Keyed((0, 2), torch.arange(20))
+        z = ours
 
 
 def test_l2_squares_are_odd_and_at_least_three_wide(monkeypatch):

@@ -62,7 +62,6 @@ def apgd(
     if getattr(threat, "p", None) not in (2, math.inf):
         raise ValueError(f"apgd: threat={threat}, allowed are Linf and L2")
 
-
     def look(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradient, loss and error at z."""
         g, logits = grad_and_output(lambda z: f(threat.render(z, x)), lambda o: loss(o, y), z, grad)

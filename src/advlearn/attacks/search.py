@@ -45,7 +45,8 @@ def square(
         x, y: images and true labels (N,).
         threat: an `Linf` or `L2` ball.
         loss: (logits, y) -> (N,), maximised until the prediction is wrong.
-        queries: images shown to the network per example, at most; the first is the start.
+        queries: images shown to the network per example, at most; the first is the start. A proposal
+            that changes nothing counts, and is not shown.
         p_init: p at the first step, in (0, 1]; halved along the published schedule, which is
             stretched to the number of queries.
         seed: of the squares.
@@ -72,9 +73,16 @@ def square(
             rows = (~wrong).nonzero()[:, 0]
             if not len(rows):
                 break
+            if i % 100 == 0:
+                u = _numbers(x, seed, key, i + 1)
             side = math.sqrt(covered(i, queries, p_init) * x[0, 0].numel())
-            random = Keyed((seed, i + 1), key[rows])
-            new = move(z[rows], x[rows], threat.take(rows), side, random)
+            old = z[rows]
+            new = move(old, x[rows], threat.take(rows), side, u[rows, i % 100])
+            # Where the square had this colour already, there is nothing to ask.
+            changed = (new != old).flatten(1).any(1)
+            rows, new = rows[changed], new[changed]
+            if not len(rows):
+                continue
             # The network sees the examples that stand; the loss, which may know a target of each
             # example, sees the whole batch.
             logits = logits.index_put((rows,), f(new))
@@ -88,6 +96,13 @@ def square(
 def covered(i: int, queries: int, p_init: float = 0.8) -> float:
     """Share of the image that the square of step i = 0, 1, … covers."""
     return p_init / 2 ** sum(10_000 * i // queries > t for t in HALVED_AT)
+
+
+def _numbers(x: Tensor, seed: int, key: Tensor, first: int) -> Tensor:
+    """Uniform numbers for a hundred steps at once: (N, 100, 5 + C), keyed by example and step."""
+    steps = torch.arange(first, first + 100, device=x.device).repeat(len(x))
+    u = x.new_empty(100 * len(x), 5 + x.shape[1])
+    return uniform(u, Keyed((seed, steps), key.repeat_interleave(100))).view(len(x), 100, -1)
 
 
 def _signs(u: Tensor) -> Tensor:
@@ -112,12 +127,10 @@ def _stripes(x: Tensor, threat: Threat, random: Keyed) -> Tensor:
     return threat.project(x + per_example(threat.eps, x) * _signs(uniform(x[:, :, :1], random)), x)
 
 
-def _paint(z: Tensor, x: Tensor, threat: Threat, side: float, random: Keyed) -> Tensor:
+def _paint(z: Tensor, x: Tensor, threat: Threat, side: float, u: Tensor) -> Tensor:
     """±2ε on the square, one sign per channel: after the projection ±ε."""
-    n, channels = x.shape[:2]
-    u = uniform(x.new_empty(n, 2 + channels), random)
     window = _window(u[:, :2], _fit(round(side), x, 1), x)
-    colour = 2 * per_example(threat.eps, x[:, :, 0]) * _signs(u[:, 2:, None])
+    colour = 2 * per_example(threat.eps, x[:, :, 0]) * _signs(u[:, 2 : 2 + x.shape[1], None])
     step = torch.zeros_like(x).flatten(2).scatter(2, window, colour.expand_as(window))
     return threat.project(z + step.view_as(x), x)
 
@@ -165,11 +178,9 @@ def _tiles(x: Tensor, threat: Threat, random: Keyed) -> Tensor:
     return _scaled(F.pad(tiled, margins), x, threat)
 
 
-def _shift(z: Tensor, x: Tensor, threat: Threat, side: float, random: Keyed) -> Tensor:
+def _shift(z: Tensor, x: Tensor, threat: Threat, side: float, u: Tensor) -> Tensor:
     """Square 2 gives its length, and what the box has cut off, to ±η on square 1."""
-    n, channels = x.shape[:2]
     side, tiny = _fit(round(side) | 1, x, 3), torch.finfo(x.dtype).tiny
-    u = uniform(x.new_empty(n, 5 + channels), random)
     d = (z - x).flatten(2)
     one, two = _window(u[:, :2], side, x), _window(u[:, 2:4], side, x)
 
@@ -181,6 +192,6 @@ def _shift(z: Tensor, x: Tensor, threat: Threat, side: float, random: Keyed) -> 
     new = eta + old / length(old).clamp(min=tiny)
     rest = d.scatter(2, one, 0).scatter(2, two, 0)
     unused = (per_example(threat.eps, d) ** 2 - length(d.flatten(1)[:, None]) ** 2).clamp(min=0)
-    available = (length(d) ** 2 - length(rest) ** 2 + unused / channels).clamp(min=0).sqrt()
+    available = (length(d) ** 2 - length(rest) ** 2 + unused / x.shape[1]).clamp(min=0).sqrt()
     new = new / length(new).clamp(min=tiny) * available
     return _scaled(rest.scatter(2, one, new).view_as(x), x, threat)

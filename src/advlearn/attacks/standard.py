@@ -17,7 +17,8 @@ def standard_attack(
     """AutoAttack in its standard form: `worst_case(f, x, y, threat, standard_attack())`.
 
     Auto-PGD on the cross-entropy, Auto-PGD and FAB toward each of the most likely wrong classes, and
-    the Square Attack. Croce & Hein, arXiv:2003.01690. For ℓ∞ and ℓ2.
+    the Square Attack. Croce & Hein, arXiv:2003.01690. For ℓ∞ and ℓ2. Ten steps of Auto-PGD go ahead:
+    a weak network is lost to them, and every later attack sees only what still stands.
 
     Below four classes the targeted DLR loss does not exist, and the gap between the two logits
     takes its place.
@@ -37,6 +38,7 @@ def standard_attack(
     loss, name = (dlr_targeted, "DLR") if classes >= 4 else (gap, "gap")
     climb, walk = partial(apgd, steps=steps), partial(fab, steps=steps)
     return {
+        "APGD-CE, 10 steps": partial(apgd, steps=10),
         "APGD-CE": climb,
         **{f"APGD-{name} toward {k}": toward(k, climb, between=loss) for k in ranks},
         **{f"FAB toward {k}": from_center(toward(k, walk, between=gap)) for k in ranks},
