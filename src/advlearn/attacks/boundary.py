@@ -60,7 +60,7 @@ def fab(
     """
     if getattr(threat, "p", None) not in (2, math.inf):
         raise ValueError(f"fab: threat={threat}, allowed are Linf and L2")
-    z, nearest = threat.center(x), threat.center(x)
+    z, nearest = threat.center(x) if start is None else start, threat.center(x)
     length = torch.full_like(x[:, 0, 0, 0], math.inf)
 
     def forward(z: Tensor) -> Tensor:
