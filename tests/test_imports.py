@@ -16,7 +16,7 @@ PACKAGE = Path(advlearn.__file__).parent
 # A module may import those before it in this list, and no other of ours.
 ORDER = ["tensors", "threats", "losses", "gradients", "models", "checks", "attacks.gradient", "attacks.search",
          "attacks.combine", "attacks", "storage", "provenance", "progress", "data", "evaluation.judge", "evaluation.audit", "evaluation", "defences", "checkpoint", "training", "zoo",
-         "results", "plotting", "notebook", "exercises"]  # fmt: skip
+         "results", "plotting.style", "plotting.images", "plotting.lines", "plotting.planes", "plotting", "notebook", "exercises"]  # fmt: skip
 # Where DESIGN says more than the order.
 ONLY = {
     "tensors": set(), "threats": {"tensors"}, "losses": set(), "gradients": set(), "models": set(),
