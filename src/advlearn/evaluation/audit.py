@@ -202,7 +202,7 @@ def _repeats(f: Classifier, x: Tensor, logits: Tensor, batch_size: int) -> Flag:
     differ = (again - logits).abs().amax(1) > 1e-3 * logits.abs().amax()
     share = float(differ.double().mean())
     return Flag("the verdict does not repeat", bool(differ.any()),
-                f"logits differ between two calls on {100 * share:.0f} % of the images",
+                f"logits differ between two calls: {100 * share:.0f} % of the images",
                 "A random network turns every retry into another lottery ticket: judge it by "
                 "votes, and attack its mean.")  # fmt: skip
 
@@ -219,7 +219,7 @@ def _zero_gradients(f: Classifier, x: Tensor, y: Tensor, threat: Threat, seed: i
     zeros = torch.cat(zero)
     share, limits = float(zeros.double().mean()), interval(int(zeros.sum()), len(zeros))
     return Flag("gradients are zero", limits[0] > TOLERANCE,
-                f"at a random point, exactly 0 for {_percent(share, limits)} of the images",
+                f"exactly 0 at a random point: {_percent(share, limits)} of the images",
                 "There is nothing to ascend: the loss is flat, rounded or not differentiable.")
 
 
