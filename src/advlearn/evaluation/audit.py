@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -160,7 +160,7 @@ def audit(
                 "The attack had not converged: its accuracy says how long it ran."),
         _survivors(anything),
         _beaten("a black-box attack beats the gradient", white, blind,
-                _joined(blind.names),
+                _each(white, blind),
                 "Whoever sees less must not find more: the gradient points the wrong way."),
     )  # fmt: skip
     correct = white & noise.correct & blind.correct
@@ -185,7 +185,7 @@ def _black_box(threat: Threat, source: Classifier | None, queries: int) -> Mappi
     if source is not None:
         found["transfer"] = on(source, _steps(threat, 40))
     if threat.p > 1:
-        found[f"Square, {queries} queries"] = partial(square, queries=queries)
+        found[f"Square ({queries} queries)"] = partial(square, queries=queries)
     return found
 
 
@@ -238,8 +238,11 @@ def _survivors(anything: Result) -> Flag:
                 "attack's failure.")  # fmt: skip
 
 
-def _joined(names: Sequence[str]) -> str:
-    return " and ".join(names) or "no black-box attack for this threat"
+def _each(before: Tensor, by: Result) -> str:
+    """How many images each attack fooled of those that the ones before it had left."""
+    counts = [int((before & (by.fooled_by == i)).sum()) for i in range(len(by.names))]
+    found = [f"{name} {count}" for name, count in zip(by.names, counts, strict=True)]
+    return " images, then ".join(found) or "no black-box attack for this threat"
 
 
 def _percent(value: float, limits: tuple[float, float]) -> str:
