@@ -33,6 +33,30 @@ LABELS = {
     "not_monotone_robust": "robust network: images on which success comes and goes",
     "target_1_reached": "images that one targeted step turns into a 1, %",
     "target_8_reached": "images that one targeted step turns into an 8, %",
+    "natural": "robust network, no attack, %",
+    "pgd40": "PGD, 40 steps, %",
+    "pgd100": "PGD, 100 steps, %",
+    "pgd40x20": "PGD, 40 steps, 20 restarts, %",
+    "pgd100x20": "PGD, 100 steps, 20 restarts, %",
+    "targeted_likely": "PGD, 40 steps, targeted at the likeliest wrong class, %",
+    "targeted_all": "PGD, 40 steps, targeted at each of the nine wrong classes, %",
+    "cw": "CW: PGD, 40 steps, margin loss, %",
+    "cwplus": "CW+: PGD, 40 steps, CW loss with κ = 50, %",
+    "audit_natural": "audit of the natural network, %",
+    "audit_robust": "audit of the robust network, %",
+    "audit_saturated": "audit of the saturated network, %",
+    "audit_quantised": "audit of the quantised network, %",
+    "audit_resized": "audit of the resized network, %",
+    "right_again_convolutional": "convolutional network: right again if brightness must stay, "
+    "ℓ2, ε = 1, %",
+    "right_again_MLP": "MLP: right again if brightness must stay, ℓ2, ε = 1, %",
+    "alternation_scale_first": "scaled, then clipped: distance from the nearest point (median, "
+    "in ε)",
+    "alternation_clip_first": "clipped, then scaled: distance from the nearest point (median, "
+    "in ε)",
+    "every_success_counts": "restarts, every success counts, %",
+    "largest_loss_decides": "restarts, the run with the largest loss decides, %",
+    "last_run_decides": "restarts, the last run decides, %",
 }
 
 
