@@ -50,13 +50,11 @@ LABELS = {
     "right_again_convolutional": "convolutional network: right again if brightness must stay, "
     "ℓ2, ε = 1, %",
     "right_again_MLP": "MLP: right again if brightness must stay, ℓ2, ε = 1, %",
-    "alternation_scale_first": "scaled, then clipped: distance from the nearest point (median, "
-    "in ε)",
-    "alternation_clip_first": "clipped, then scaled: distance from the nearest point (median, "
-    "in ε)",
-    "every_success_counts": "restarts, every success counts, %",
-    "largest_loss_decides": "restarts, the run with the largest loss decides, %",
-    "last_run_decides": "restarts, the last run decides, %",
+    "price_1_runs": "80 gradients as 1 run of PGD-80, %",
+    "price_2_runs": "80 gradients as 2 runs of PGD-40, %",
+    "price_4_runs": "80 gradients as 4 runs of PGD-20, %",
+    "price_8_runs": "80 gradients as 8 runs of PGD-10, %",
+    "price_16_runs": "80 gradients as 16 runs of PGD-5, %",
 }
 
 
