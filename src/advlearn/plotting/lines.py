@@ -126,10 +126,11 @@ def runs(
     """
     n = len(titles)
     fig, axes = plt.subplots(len(panels), n, sharex=True, sharey="row", squeeze=False,
-                             layout="constrained", figsize=(2.1 * n + 0.6, 1.9 * len(panels) + 0.4))
+                             layout="constrained", dpi=150,
+                             figsize=(2.1 * n + 0.6, 1.9 * len(panels) + 0.4))  # fmt: skip
     for row, (name, columns) in zip(axes, panels.items(), strict=True):
         for ax, lines in zip(row, columns, strict=True):
-            ax.plot(np.asarray(lines).T, color=colors[name], lw=0.8, alpha=0.6)
+            ax.plot(np.asarray(lines).T, color=colors[name], lw=0.8, alpha=0.6, rasterized=True)
         row[0].set_ylabel(f"{name}\n{ylabel}")
         row[0].set_ylim(bottom=0)
     for ax, title in zip(axes[0], titles, strict=True):

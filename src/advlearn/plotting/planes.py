@@ -23,7 +23,7 @@ def surface(
     label: str,
     colors: Mapping[str, str] | None = None,
 ) -> Figure:
-    """A function of two variables as filled contours, and paths on it.
+    """A function of two variables in grey with contours, and paths on it.
 
     Args:
         values: (H, W), the lowest ordinate first.
@@ -33,8 +33,9 @@ def surface(
         label: of the colour bar.
         colors: name -> colour; others follow the palette.
     """
-    fig, ax = plt.subplots(figsize=(5.6, 4.4), layout="constrained")
-    drawn = ax.contourf(values, levels=18, extent=extent, cmap="Greys_r")
+    fig, ax = plt.subplots(figsize=(5.6, 4.4), layout="constrained", dpi=150)
+    drawn = ax.imshow(values, origin="lower", extent=extent, cmap="Greys_r", interpolation="bilinear")
+    ax.contour(values, levels=8, extent=extent, colors=FAINT, linewidths=0.5).set_rasterized(True)
     fig.colorbar(drawn, ax=ax, label=label)
     if frame:
         left, right, bottom, top = frame
