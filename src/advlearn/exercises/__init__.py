@@ -14,7 +14,8 @@ from advlearn.exercises.chapter1 import (
     check_transfer,
     l1_bound,
 )
+from advlearn.exercises.iterated import check_pgd
 from advlearn.exercises.report import Finding, Report, examine
 
-__all__ = ["BUGS", "Finding", "Report", "check_attack", "check_diagnosis", "check_l1_step",
+__all__ = ["BUGS", "Finding", "Report", "check_attack", "check_diagnosis", "check_l1_step", "check_pgd",
            "check_smallest_eps", "check_transfer", "examine", "l1_bound"]  # fmt: skip
