@@ -1,14 +1,25 @@
 """The checkers of chapter 2's exercises accept what is right and name every planted mistake."""
 
+from copy import deepcopy
 from functools import cache, partial
 
 import pytest
 import torch
 
+from advlearn import zoo
 from advlearn.attacks import cw_inf, pgd
-from advlearn.exercises import check_pgd
+from advlearn.data import load
+from advlearn.exercises import (
+    check_dykstra,
+    check_l2_projection,
+    check_pgd,
+    check_restarts,
+    check_stronger,
+    projection,
+)
+from advlearn.exercises.watched import Watched
 from advlearn.gradients import input_grad
-from advlearn.losses import cross_entropy
+from advlearn.losses import cross_entropy, margin
 from advlearn.tensors import frozen, norms
 from advlearn.threats import L2, Linf
 
@@ -236,3 +247,298 @@ def test_another_attack_is_not_the_equation(attack):
 def test_a_wrong_pgd_is_named(message):
     report = report_on_pgd(message)
     assert not report and message in str(report), report
+
+
+# --- projections ------------------------------------------------------------------------------
+
+
+def to_ball(v, x, eps):
+    d = v - x
+    return x + d * (eps / d.norm(dim=1, keepdim=True).clamp(min=1e-30)).clamp(max=1)
+
+
+def bisection(v, x, eps, rounds=60):
+    low, high = torch.zeros(len(v), 1).to(v), torch.ones(len(v), 1).to(v)
+    for _ in range(rounds):
+        s = (low + high) / 2
+        p = (x + s * (v - x)).clamp(0, 1)
+        long = (p - x).norm(dim=1, keepdim=True) > eps
+        low, high = torch.where(long, low, s), torch.where(long, s, high)
+    p = v.clamp(0, 1)
+    inside = (p - x).norm(dim=1, keepdim=True) <= eps
+    return torch.where(inside, p, (x + low * (v - x)).clamp(0, 1))
+
+
+def whole_batch(v, x, eps):
+    return (x + (v - x) * min(1, eps / float((v - x).norm().clamp(min=1e-30)))).clamp(0, 1)
+
+
+def to_sphere(v, x, eps):
+    d = v - x
+    return (x + d * eps / d.norm(dim=1, keepdim=True)).clamp(0, 1)
+
+
+def in_place(v, x, eps):
+    return v.copy_(bisection(v, x, eps))
+
+
+PROJECTIONS = {
+    "clipping after scaling": lambda v, x, eps: to_ball(v, x, eps).clamp(0, 1),
+    "scaling after clipping": lambda v, x, eps: to_ball(v.clamp(0, 1), x, eps),
+    "the box is missing": to_ball,
+    "reaches": lambda v, x, eps: v.clamp(0, 1),
+    "one norm for the whole batch": whole_batch,
+    "scale down and never up": to_sphere,
+    "0 / 0": lambda v, x, eps: bisection(v, x, eps) if (v != x).any() else v / 0,
+    "every point is moved to the sphere": to_sphere,
+    "depends on the others": lambda v, x, eps: bisection(v, x, eps) + 1e-3 * (
+        0.5 - v.mean()) * (len(v) == 1) * (v != x).any(),
+    "v or x was edited in place": in_place,
+    "ε = 0 leaves only x": lambda v, x, eps: bisection(v, x, max(eps, 1e-3)),
+    "the ℓ∞ ball's projection": lambda v, x, eps: to_ball(
+        (x + (v - x).clamp(-eps, eps)).clamp(0, 1), x, eps),
+    "returns x for every point outside": lambda v, x, eps: torch.where(
+        (to_ball(v, x, eps).clamp(0, 1) == v).all(1, keepdim=True), v, x),
+    "farther from v than the nearest": lambda v, x, eps: bisection(v, x, 0.99 * eps),
+    "wanted (N, d)": lambda v, x, eps: bisection(v, x, eps).sum(1),
+    "not finite": lambda v, x, eps: bisection(v, x, eps) / 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("project", [bisection, lambda v, x, eps: L2(eps).project(v, x)])
+def test_the_exact_projection_passes(project):
+    assert check_l2_projection(project), check_l2_projection(project)
+
+
+@pytest.mark.parametrize("message", PROJECTIONS)
+def test_a_wrong_projection_is_named(message):
+    report = check_l2_projection(PROJECTIONS[message])
+    assert not report and message in str(report), report
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_alternating_ends_after_one_round_and_not_at_the_nearest_point(order):
+    v, x = projection._points()
+    sets = [lambda u: to_ball(u, x, 1.0), lambda u: u.clamp(0, 1)][:: 1 - 2 * order]
+    once, often = (projection._alternating(v, sets, n) for n in (1, 50))
+    assert torch.allclose(once, often, atol=1e-12)
+    assert (once - L2(1.0).project(v, x)).norm(dim=1).max() > 0.3
+    assert torch.allclose(projection._dykstra(v, sets, 300), L2(1.0).project(v, x), atol=1e-9)
+
+
+def stops_early(v, projections, rounds):
+    return projection._dykstra(v, projections, 2)
+
+
+def half_way(v, projections, rounds):
+    p = projection._dykstra(v, projections, rounds)
+    return (p + projection._alternating(v, projections, rounds)) / 2
+
+
+DYKSTRAS = {
+    **{message: mistake for message, mistake in projection._MISTAKES.items()},
+    "outside a set": lambda v, projections, rounds: v,
+    "each is wanted 7 times": stops_early,
+    "farther from v than need be": half_way,
+    "v was edited in place": lambda v, projections, rounds: v.copy_(
+        projection._dykstra(v, projections, rounds)),
+    "with one set the answer is": lambda v, projections, rounds: projection._dykstra(
+        v, projections, rounds) if len(projections) > 1 else v,
+    "wanted (N, d)": lambda v, projections, rounds: None,
+}  # fmt: skip
+
+
+def test_dykstra_passes():
+    assert check_dykstra(projection._dykstra), check_dykstra(projection._dykstra)
+
+
+@pytest.mark.parametrize("message", DYKSTRAS)
+def test_a_wrong_dykstra_is_named(message):
+    report = check_dykstra(DYKSTRAS[message])
+    assert not report and message in str(report), report
+
+
+# --- restarts ---------------------------------------------------------------------------------
+
+
+def verdicts(f, x, y, threat, attack, n, gen, same=False, start=True):
+    """Losses and successes of all runs, (n, N), and whether f is right on the images."""
+    losses, hits, drawn = [], [], threat.sample(x, gen)
+    for _ in range(n):
+        drawn = drawn if same else threat.sample(x, gen)
+        z = attack(f, x, y, threat, start=drawn if start else None)
+        with torch.no_grad():
+            losses.append(cross_entropy(f(z), y))
+        hits.append(fooled(f, z, y))
+    return torch.stack(losses), torch.stack(hits), ~fooled(f, x, y)
+
+
+def by(rule, **options):
+    return lambda *args: rule(*verdicts(*args, **options))
+
+
+def stands(losses, hits, right):
+    return right & ~hits.any(0)
+
+
+def only_what_stands(f, x, y, threat, attack, n, gen):
+    stands = ~fooled(f, x, y)
+    for _ in range(n):
+        rows = stands.nonzero()[:, 0]
+        if len(rows):
+            z = attack(f, x[rows], y[rows], threat, start=threat.sample(x[rows], gen))
+            stands[rows] = ~fooled(f, z, y[rows])
+    return stands
+
+
+def largest(losses, hits, right):
+    return right & ~hits.gather(0, losses.argmax(0)[None])[0]
+
+
+def stop_at_the_first(f, x, y, threat, attack, n, gen):
+    stands = ~fooled(f, x, y)
+    for _ in range(n):
+        hit = fooled(f, attack(f, x, y, threat, start=threat.sample(x, gen)), y)
+        stands &= ~hit
+        if hit.any():
+            break
+    return stands
+
+
+def reseeded(f, x, y, threat, attack, n, gen):
+    stands = ~fooled(f, x, y)
+    for _ in range(n):
+        start = threat.sample(x, torch.Generator().manual_seed(0))
+        stands &= ~fooled(f, attack(f, x, y, threat, start=start), y)
+    return stands
+
+
+def from_x(f, x, y, threat, attack, n, gen):
+    stands = ~fooled(f, x, y)
+    for _ in range(n):
+        stands &= ~fooled(f, attack(f, x, y, threat, start=x.clone()), y)
+    return stands
+
+
+RESTARTS = {
+    "the run with the largest loss decides": by(largest),
+    "the last run overwrites": by(lambda losses, hits, right: right & ~hits[-1]),
+    "only the first run counts": by(lambda losses, hits, right: right & ~hits[0]),
+    "the majority of the runs": by(
+        lambda losses, hits, right: right & (hits.double().mean(0) < 0.5)),
+    "only if all runs fool it": by(lambda losses, hits, right: right & ~hits.all(0)),
+    "without any attack are counted": by(lambda losses, hits, right: ~hits.any(0)),
+    "true and false are exchanged": by(lambda *args: ~stands(*args)),
+    "no mean": by(lambda losses, hits, right: (right & ~hits).double().mean(0)),
+    "wanted one verdict per image": by(lambda *args: stands(*args).double().mean()),
+    "attacked 4 times, n = 5": lambda f, x, y, threat, attack, n, gen: only_what_stands(
+        f, x, y, threat, attack, n - 1, gen),
+    "attacked 1 times, n = 5": stop_at_the_first,
+    "draw inside the loop": by(stands, same=True),
+    "all runs have the same start": reseeded,
+    "start=None": by(stands, start=False),
+    "a run starts at x itself": from_x,
+    "and you say the opposite": by(
+        lambda losses, hits, right: stands(losses, hits, right) & ~(losses > 1).any(0)),
+    "depends on the others": lambda f, x, *args: only_what_stands(f, x, *args) & (len(x) > 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("surviving", [by(stands), only_what_stands])
+def test_a_right_count_of_restarts_passes(surviving):
+    assert check_restarts(surviving), check_restarts(surviving)
+
+
+@pytest.mark.parametrize("message", RESTARTS)
+def test_a_wrong_count_of_restarts_is_named(message):
+    report = check_restarts(RESTARTS[message])
+    assert not report and message in str(report), report
+
+
+# --- better than PGD-40 -----------------------------------------------------------------------
+
+
+@cache
+def robust_digits():
+    f = zoo.load_or_train("digits-small-pgd", progress=False)
+    test = load("digits", "test")
+    return f, *test.tensors(), Linf(0.2), test.index
+
+
+def shrinking(f, x, y, threat, *, start, steps=40, factor=1.0):
+    """Steps from 2 ε down to 0, the largest margin is kept."""
+    z, best = start, start.clone()
+    most = torch.full((len(x),), -torch.inf)
+    with frozen(f):
+        for t in range(steps):
+            with torch.enable_grad():
+                z = z.detach().requires_grad_()
+                logits = f(z)
+                g = torch.autograd.grad(cross_entropy(logits, y).sum(), z)[0]
+            z, logits = z.detach(), logits.detach()
+            new = margin(logits, y)
+            best[new > most], most = z[new > most], most.maximum(new)
+            z = threat.project(z + factor * 2 * threat.eps * (1 - t / steps) * g.sign(), x)
+        with torch.no_grad():
+            rows = margin(f(z), y) > most
+    best[rows] = z[rows]
+    return best
+
+
+def searches(f, x, y, threat, *, start):
+    z = shrinking(f, x, y, threat, start=start)
+    with frozen(f), torch.no_grad():
+        for _ in range(60):
+            f(z)
+    return z
+
+
+def backward_too(f, x, y, threat, *, start):
+    cross_entropy(f(x), y).sum().backward()
+    return shrinking(f, x, y, threat, start=start, steps=30)
+
+
+def moves_x(f, x, y, threat, *, start):
+    z = shrinking(f, x, y, threat, start=start)
+    x.add_(1e-3)
+    return z
+
+
+STRONGER = {
+    "the gain's interval does not lie above 0": partial(pgd, steps=40, step_size=0.0125),
+    "gradients per image, allowed are 40": partial(shrinking, steps=80),
+    "forward passes per image, allowed are 80": searches,
+    "leaves the set": lambda f, x, y, threat, *, start: shrinking(
+        f, x, y, Linf(0.3), start=start),
+    "not a tensor of the shape of x": lambda f, x, y, threat, *, start: None,
+    "x or f was changed": backward_too,
+}  # fmt: skip
+
+
+def test_shrinking_steps_beat_pgd():
+    report = check_stronger(shrinking, *robust_digits())
+    assert report and "right after PGD-40" in str(report), report
+    assert "40.0 gradients and 41.0 forward passes" in str(report)
+
+
+@pytest.mark.parametrize("message", STRONGER)
+def test_a_wrong_contender_is_named(message):
+    f, *rest = robust_digits()
+    report = check_stronger(STRONGER[message], deepcopy(f), *(v for v in rest))
+    assert not report and message in str(report), report
+
+
+def test_edited_images_do_not_help():
+    f, x, *rest = robust_digits()
+    report = check_stronger(moves_x, f, x.clone(), *rest)
+    assert not report and "x or f was changed" in str(report), report
+
+
+def test_watched_counts_images():
+    f, x, y, threat, _ = robust_digits()
+    watched = Watched(f, keep=True)
+    pgd(watched, x[:7], y[:7], threat, steps=3, step_size=0.1)
+    with torch.no_grad():
+        watched(x[:5])
+    assert (watched.calls, watched.images, watched.gradients) == (4, 26, 21)
+    assert [len(z) for z in watched.points] == [7] * 3 and torch.equal(watched.points[0], x[:7])

@@ -14,8 +14,12 @@ from advlearn.exercises.chapter1 import (
     check_transfer,
     l1_bound,
 )
+from advlearn.exercises.chapter2 import check_restarts, check_stronger
 from advlearn.exercises.iterated import check_pgd
+from advlearn.exercises.projection import check_dykstra, check_l2_projection
 from advlearn.exercises.report import Finding, Report, examine
 
-__all__ = ["BUGS", "Finding", "Report", "check_attack", "check_diagnosis", "check_l1_step", "check_pgd",
-           "check_smallest_eps", "check_transfer", "examine", "l1_bound"]  # fmt: skip
+__all__ = ["BUGS", "Finding", "Report", "check_attack", "check_diagnosis", "check_dykstra",
+           "check_l1_step", "check_l2_projection", "check_pgd", "check_restarts",
+           "check_smallest_eps", "check_stronger", "check_transfer", "examine",
+           "l1_bound"]  # fmt: skip
