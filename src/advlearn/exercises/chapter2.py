@@ -172,8 +172,10 @@ class _Contest:
             if not isinstance(z, Tensor) or z.shape != self.x.shape:
                 raise Unusable("the result is not a tensor of the shape of x")
             self.outcomes.append(z.detach())
-        inside = all(self.threat.contains(z, self.x_before).all() for z in self.outcomes)
-        return None if inside else f"the result leaves the set ({self.threat}, pixels in [0, 1])"
+        return None if self.inside() else f"the result leaves the set ({self.threat}, pixels in [0, 1])"
+
+    def inside(self) -> bool:
+        return all(bool(self.threat.contains(z, self.x_before).all()) for z in self.outcomes)
 
     def untouched(self) -> str | None:
         kept = all(torch.equal(a, b) and b.grad is None
@@ -199,6 +201,8 @@ class _Contest:
         return torch.stack(verdicts).double().mean(0)
 
     def better(self) -> str | None:
+        if len(self.outcomes) < STARTS or not self.inside():
+            raise Unusable("cannot be judged: no result in the set")
         step = 2.5 * self.threat.eps / GRADIENTS
         plain = self.right([pgd(self.f, self.x_before, self.y, self.threat, steps=GRADIENTS,
                                 step_size=step, start=start) for start in self.starts])
