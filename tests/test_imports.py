@@ -14,9 +14,9 @@ import advlearn
 
 PACKAGE = Path(advlearn.__file__).parent
 # A module may import those before it in this list, and no other of ours.
-ORDER = ["tensors", "threats", "losses", "gradients", "models", "checks", "attacks.gradient", "attacks.combine",
-         "attacks", "storage", "provenance", "progress", "data", "evaluation", "checkpoint", "training", "zoo",
-         "results", "plotting", "notebook", "exercises"]  # fmt: skip
+ORDER = ["tensors", "threats", "losses", "gradients", "models", "checks", "attacks.gradient", "attacks.search",
+         "attacks.combine", "attacks", "storage", "provenance", "progress", "data", "evaluation.judge", "evaluation.audit", "evaluation", "defences", "checkpoint", "training", "zoo",
+         "results", "plotting.style", "plotting.images", "plotting.lines", "plotting.planes", "plotting", "notebook", "exercises"]  # fmt: skip
 # Where DESIGN says more than the order.
 ONLY = {
     "tensors": set(), "threats": {"tensors"}, "losses": set(), "gradients": set(), "models": set(),
@@ -126,7 +126,7 @@ def test_the_package_itself_imports_nothing():
 
 def test_names_of_the_design():
     from advlearn import zoo  # noqa: F401
-    from advlearn.attacks import cw_inf, fgsm, from_center, on, pgd, toward  # noqa: F401
+    from advlearn.attacks import cw_inf, fgsm, from_center, on, pgd, square, toward  # noqa: F401
     from advlearn.data import load  # noqa: F401
     from advlearn.evaluation import accuracy, worst_case  # noqa: F401
     from advlearn.threats import L1, L2, Linf
@@ -136,7 +136,7 @@ def test_names_of_the_design():
                    ("take", "center", "sample", "render", "ascend", "project", "contains"))  # fmt: skip
     parameters = inspect.signature(pgd).parameters
     assert list(parameters)[:4] == ["f", "x", "y", "threat"] and "momentum" in parameters
-    for attack in (pgd, fgsm, cw_inf):
+    for attack in (pgd, fgsm, cw_inf, square):
         assert inspect.signature(attack).parameters["start"].kind == inspect.Parameter.KEYWORD_ONLY
 
 

@@ -8,7 +8,7 @@ from scipy import stats
 from torch import nn
 
 from advlearn.models import fast
-from advlearn.tensors import Keyed, frozen, generator, normal, norms, per_example, uniform
+from advlearn.tensors import Keyed, frozen, generator, key_of, normal, norms, per_example, uniform
 
 
 def test_per_example_shapes():
@@ -46,6 +46,19 @@ def test_keyed_normal_is_normal():
     z = normal(X, Keyed(3, ROWS))
     assert z.isfinite().all()
     assert stats.kstest(z.flatten().numpy(), "norm").pvalue > 1e-3
+
+
+def test_key_of_an_example_depends_on_its_values_alone():
+    x = torch.rand(50, 2, 4, 4, generator=generator(0))
+    key = key_of(x)
+    assert key.shape == (50,) and key.dtype == torch.int64 and len(key.unique()) == 50
+    assert torch.equal(key, torch.cat([key_of(x[i : i + 1]) for i in range(50)]))
+    assert torch.equal(key, key_of(x.double()))
+    for other in (x.flip(3), x.transpose(2, 3), x.flip(1), x + 2**-20, 1 - x):  # same values, moved
+        assert (key_of(other) != key).all()
+    flat = torch.zeros(2, 1, 3, 3)
+    flat[1, 0, 1, 1] = 2**-100
+    assert key_of(flat).unique().numel() == 2
 
 
 def _correlations(a, b):

@@ -26,3 +26,20 @@ def input_grad(objective: Objective, z: Tensor) -> Tensor:
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         return torch.autograd.grad(objective(z).sum(), z)[0]
+
+
+def averaged(oracle: Oracle, n: int) -> Oracle:
+    """The mean of `n` gradients, for networks that are random: expectation over transformation.
+
+    Athalye et al., arXiv:1707.07397: the gradient of the expected loss is the expected gradient.
+
+    Raises:
+        ValueError: `n` is not 1 or more.
+    """
+    if n < 1:
+        raise ValueError(f"averaged: n={n}, it must be 1 or more")
+
+    def mean(objective: Objective, z: Tensor) -> Tensor:
+        return sum(oracle(objective, z) for _ in range(n)) / n
+
+    return mean

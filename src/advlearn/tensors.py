@@ -78,6 +78,12 @@ class Keyed:
         return (((bits >> 41) & 0x7FFFFF).to(x.dtype) + 0.5).div_(2**23).view(x.shape)
 
 
+def key_of(x: Tensor) -> Tensor:
+    """A key of every example for `Keyed`, from the bits of its values: (N, ...) -> int64 (N,)."""
+    bits = x.flatten(1).float().view(torch.int32).long()
+    return _mix(bits + torch.arange(1, bits.shape[1] + 1, device=x.device) * _GOLDEN).sum(1)
+
+
 def uniform(x: Tensor, gen: torch.Generator | Keyed, stream: int = 0) -> Tensor:
     """Uniform numbers in [0, 1) with the shape, type and device of `x`.
 

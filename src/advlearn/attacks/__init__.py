@@ -2,5 +2,6 @@
 
 from advlearn.attacks.combine import Attack, from_center, name_of, on, toward
 from advlearn.attacks.gradient import cw_inf, fgsm, pgd
+from advlearn.attacks.search import square
 
-__all__ = ["Attack", "cw_inf", "fgsm", "from_center", "name_of", "on", "pgd", "toward"]
+__all__ = ["Attack", "cw_inf", "fgsm", "from_center", "name_of", "on", "pgd", "square", "toward"]

@@ -47,7 +47,8 @@ def toward(k: int, attack: Attack, loss: Loss = cross_entropy) -> Attack:
 
     Args:
         k: 1 for the most likely wrong class of the unperturbed image, up to K − 1.
-        attack: one that accepts `loss`, such as `pgd`; a loss bound earlier is replaced.
+        attack: one that accepts `loss`, such as `pgd`; a loss bound earlier is replaced. It gets
+            the true labels, and calls the loss with the logits of the whole batch.
         loss: (logits, target) -> (N,); the attack maximises its negative.
 
     Raises:
@@ -62,8 +63,8 @@ def toward(k: int, attack: Attack, loss: Loss = cross_entropy) -> Attack:
                              f"for {logits.shape[1]} classes")
         others = logits.scatter(1, y[:, None], -torch.inf)
         target = others.topk(k, dim=1).indices[:, k - 1]
-        return attack(f, x, target, threat, start=start, **options,
-                      loss=lambda logits, t: -loss(logits, t))
+        return attack(f, x, y, threat, start=start, **options,
+                      loss=lambda logits, y: -loss(logits, target))
 
     return _named(targeted, f"{name_of(attack)} toward {k}")
 
