@@ -9,14 +9,21 @@ import torch
 from advlearn import zoo
 from advlearn.attacks import cw_inf, pgd
 from advlearn.data import load
+from advlearn.evaluation import audit
 from advlearn.exercises import (
+    PGD_BUGS,
     check_dykstra,
     check_l2_projection,
     check_pgd,
+    check_pgd_diagnosis,
     check_restarts,
     check_stronger,
+    check_verdict,
     projection,
+    unknown_networks,
 )
+from advlearn.exercises.diagnosis import PGD_SUSPECTS, flawed_pgd
+from advlearn.exercises.unknown import accuracies, trials
 from advlearn.exercises.watched import Watched
 from advlearn.gradients import input_grad
 from advlearn.losses import cross_entropy, margin
@@ -542,3 +549,143 @@ def test_watched_counts_images():
         watched(x[:5])
     assert (watched.calls, watched.images, watched.gradients) == (4, 26, 21)
     assert [len(z) for z in watched.points] == [7] * 3 and torch.equal(watched.points[0], x[:7])
+
+
+# --- find the bug -----------------------------------------------------------------------------
+
+
+def test_every_hidden_suspect_is_broken_and_the_innocent_is_not():
+    for bug in PGD_BUGS:
+        report = check_pgd(flawed_pgd(bug))
+        assert bool(report) is (bug == "none"), (bug, report)
+
+
+def test_hidden_suspects_have_the_bug_of_their_name():
+    """In the words of `check_pgd`, where that has a word for it."""
+    for bug, words in {
+        "ball": "leaves the ball", "stale": "at the start in every step",
+        "batch": "loop ends early", "label": "network's own prediction", "start": "start is ignored",
+        "mode": "left in train mode",
+    }.items():  # fmt: skip
+        assert words in str(check_pgd(flawed_pgd(bug))), bug
+    for bug in ("step", "keep"):
+        assert "leaves the ball" not in str(check_pgd(flawed_pgd(bug)))
+
+
+@pytest.mark.parametrize("answer, message", [
+    ("none", "acquitted, but it is broken"),
+    ("label", "found guilty of 'label', but it is right"),
+    ("label", "found guilty of 'label', wrongly"),
+    ("box", "answers 'box', allowed are none, ball, step"),
+])  # fmt: skip
+def test_a_wrong_diagnosis_is_named(answer, message):
+    report = check_pgd_diagnosis(lambda attack: answer, dict.fromkeys(PGD_SUSPECTS, pgd))
+    assert not report and message in str(report), report
+
+
+def test_a_wrong_diagnosis_fails_even_if_all_others_are_right():
+    known = {id(pgd): "none", **{id(f): bug for bug, f in SUSPECTS2.items()}}
+    suspects = {name: SUSPECTS2[bug] for name, bug in PGD_SUSPECTS.items()}
+    report = check_pgd_diagnosis(lambda attack: known.get(id(attack), "none"), suspects)
+    problems = {f.claim for f in report.findings if f.problem}
+    assert problems == {f"another attack with the bug {bug!r}" for bug in PGD_BUGS if bug != "none"}
+
+
+SUSPECTS2 = {bug: flawed_pgd(bug) for bug in PGD_BUGS if bug != "none"}
+
+
+# --- unknown networks -------------------------------------------------------------------------
+
+
+@cache
+def offered():
+    get = partial(zoo.load_or_train, progress=False)
+    networks = {"natural": get("digits-small-natural"), "robust": get("digits-small-pgd"),
+                "mlp": get("digits-mlp-natural")}  # fmt: skip
+    x, y = load("digits", "test").subset(100).tensors()
+    return networks, x, y, Linf(0.2)
+
+
+def test_what_is_called_honest_and_masked_is_so():
+    networks, x, y, threat = offered()
+    for trial in trials(networks, x.shape[1:]):
+        plain, inside = accuracies(trial, x, y, threat)
+        assert (plain > inside + 0.3) is (trial.truth == "masked"), (trial.claim, plain, inside)
+        assert not any(m.training for m in trial.f.modules())
+        page = audit(trial.f, x, y, threat, queries=300)
+        assert bool(page.raised) is (trial.truth == "masked"), (trial.claim, page)
+    assert {repr(f) for f in unknown_networks(*list(networks.values())[:2]).values()} == {
+        "Unknown network"}  # fmt: skip
+
+
+def truths():
+    networks, x, *_ = offered()
+    return [trial.truth for trial in trials(networks, x.shape[1:])]
+
+
+def in_turn(answers):
+    answers = iter(answers)
+    return lambda f, x, y, threat: next(answers)
+
+
+def flipped(position):
+    answers = truths()
+    answers[position] = {"honest": "masked", "masked": "honest"}[answers[position]]
+    return in_turn(answers)
+
+
+def by_accuracy(f, x, y, threat):
+    """Honest is what falls."""
+    with frozen(f):
+        z = pgd(f, x, y, threat, steps=40, step_size=threat.eps / 16)
+    return "masked" if (~fooled(f, z, y)).double().mean() > 0.2 else "honest"
+
+
+def by_zeros(f, x, y, threat):
+    g = gradient(f, x, y)
+    return "masked" if (norms(g, 2) == 0).double().mean() > 0.05 else "honest"
+
+
+VERDICTS = {
+    "network A: you say 'honest': PGD-40 leaves": lambda: flipped(0),
+    "network B: you say 'masked': PGD-40 leaves": lambda: flipped(1),
+    "the margin's is not": lambda: flipped(2),
+    "a network that falls hides nothing": lambda: flipped(3),
+    "at every call": lambda: flipped(-3),
+    "larger differences are not": lambda: flipped(-2),
+    "leads nowhere": lambda: by_zeros,
+    "what survives is no fraud by itself": lambda: by_accuracy,
+    "the verdict is always 'masked'": lambda: lambda *args: "masked",
+    "answers None, allowed are 'honest' and 'masked'": lambda: lambda *args: None,
+}  # fmt: skip
+
+
+def test_right_verdicts_pass():
+    report = check_verdict(in_turn(truths()), *offered())
+    assert report, report
+
+
+@pytest.mark.parametrize("message", VERDICTS)
+def test_a_wrong_verdict_is_named(message):
+    report = check_verdict(VERDICTS[message](), *offered())
+    assert not report and message in str(report), report
+
+
+# --- stubs ------------------------------------------------------------------------------------
+
+CHECKS = {
+    "pgd": check_pgd,
+    "l2 projection": check_l2_projection,
+    "dykstra": check_dykstra,
+    "restarts": check_restarts,
+    "diagnosis": lambda f: check_pgd_diagnosis(f, dict.fromkeys(PGD_SUSPECTS, pgd)),
+    "verdict": lambda f: check_verdict(f, *offered()),
+    "stronger": lambda f: check_stronger(f, *robust_digits()),
+}
+
+
+@pytest.mark.parametrize("check", CHECKS.values(), ids=list(CHECKS))
+def test_a_stub_gets_a_false_report_that_says_what_is_missing(check):
+    report = check(stub)
+    assert not report
+    assert "put your code in place of `raise NotImplementedError` in `stub`" in str(report)
