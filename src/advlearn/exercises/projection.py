@@ -138,7 +138,8 @@ def _not_nearest(p: Tensor, v: Tensor, x: Tensor, eps: float) -> str | None:
 # --- Dykstra's algorithm ----------------------------------------------------------------------
 
 
-def _dykstra(v: Tensor, projections: Sequence[Projection], rounds: int) -> Tensor:
+def nearest_point(v: Tensor, projections: Sequence[Projection], rounds: int) -> Tensor:
+    """Dykstra's algorithm: the nearest point to v of the intersection, (N, d)."""
     p, corrections = v, [torch.zeros_like(v) for _ in projections]
     for _ in range(rounds):
         for i, project in enumerate(projections):
@@ -218,7 +219,7 @@ def _problems(eps: float) -> dict[str, tuple[list[Projection], Tensor]]:
         return u - (u - x).mean(1, keepdim=True)
 
     sets = ([ball, box], [box, ball], [box, ball, equal_mean])
-    nearest = (L2(eps).project(v, x),) * 2 + (_dykstra(v, sets[2], 1000),)
+    nearest = (L2(eps).project(v, x),) * 2 + (nearest_point(v, sets[2], 1000),)
     return {name: pair for name, *pair in zip(_NAMES, sets, nearest, strict=True)}
 
 
@@ -265,8 +266,8 @@ def _miscounted(dykstra: Dykstra, projections: list[Projection]) -> str | None:
 def check_dykstra(dykstra: Dykstra) -> Report:
     """Try `dykstra(v, projections, rounds) -> p`, the nearest point of an intersection.
 
-    Boyle & Dykstra 1986, doi:10.1007/978-1-4613-9940-7_3. `projections` are functions
-    (N, d) -> (N, d), each onto one convex set; one round calls every one of them once.
+    Boyle & Dykstra 1986. `projections` are functions (N, d) -> (N, d), each onto one convex set;
+    one round calls every one of them once.
     """
     v, _ = _points()
     problems = _problems(1.0)
