@@ -134,12 +134,14 @@ def audit(
     logits = predict(f, x, batch_size)
     check_logits(logits, y)
     repeat = _repeats(f, x, logits, batch_size)
+    flat = _zero_gradients(f, x, y, threat, seed, index, batch_size)
     random = repeat.raised
     judge = partial(worst_case, f, x, y, seed=seed, index=index, batch_size=batch_size,
                     votes=VOTES if random else 1, progress=progress)  # fmt: skip
 
     claimed = judge(threat, {"PGD-40": _steps(threat, 40)})
-    grad = averaged(input_grad, 4) if random else input_grad
+    averaging = random and not flat.raised  # The mean of zeros is zero.
+    grad = averaged(input_grad, 4) if averaging else input_grad
     noise = judge(threat, {f"noise #{i + 1}": _noise for i in range(20)})
     other = judge(threat, {"margin": _steps(threat, 40, loss=margin)})
     more = judge(threat, {f"PGD-100 #{i + 1}": _steps(threat, 100, grad=grad) for i in range(5)})
@@ -148,8 +150,7 @@ def audit(
     blind = judge(threat, _black_box(threat, source, queries))
     white = claimed.correct & other.correct & more.correct
     flags = (
-        repeat,
-        _zero_gradients(f, x, y, threat, seed, index, batch_size),
+        repeat, flat,
         _beaten("noise beats the attack", claimed.correct, noise, "20 random points",
                 "An attack that random points outdo is not following the loss."),
         _beaten("another loss beats the attack", claimed.correct, other, "the margin loss",
@@ -201,7 +202,7 @@ def _repeats(f: Classifier, x: Tensor, logits: Tensor, batch_size: int) -> Flag:
     differ = (again - logits).abs().amax(1) > 1e-3 * logits.abs().amax()
     share = float(differ.double().mean())
     return Flag("the verdict does not repeat", bool(differ.any()),
-                f"logits differ between two calls on {100 * share:.0f} % of the images",
+                f"logits differ between two calls: {100 * share:.0f} % of the images",
                 "A random network turns every retry into another lottery ticket: judge it by "
                 "votes, and attack its mean.")  # fmt: skip
 
@@ -218,7 +219,7 @@ def _zero_gradients(f: Classifier, x: Tensor, y: Tensor, threat: Threat, seed: i
     zeros = torch.cat(zero)
     share, limits = float(zeros.double().mean()), interval(int(zeros.sum()), len(zeros))
     return Flag("gradients are zero", limits[0] > TOLERANCE,
-                f"at a random point, exactly 0 for {_percent(share, limits)} of the images",
+                f"exactly 0 at a random point: {_percent(share, limits)} of the images",
                 "There is nothing to ascend: the loss is flat, rounded or not differentiable.")
 
 
