@@ -50,11 +50,10 @@ LABELS = {
     "right_again_convolutional": "convolutional network: right again if brightness must stay, "
     "ℓ2, ε = 1, %",
     "right_again_MLP": "MLP: right again if brightness must stay, ℓ2, ε = 1, %",
-    "price_1_runs": "80 gradients as 1 run of PGD-80, %",
-    "price_2_runs": "80 gradients as 2 runs of PGD-40, %",
-    "price_4_runs": "80 gradients as 4 runs of PGD-20, %",
-    "price_8_runs": "80 gradients as 8 runs of PGD-10, %",
-    "price_16_runs": "80 gradients as 16 runs of PGD-5, %",
+    "left_by_1_runs": "40 gradients as 1 run of PGD-40, %",
+    "left_by_2_runs": "40 gradients as 2 runs of PGD-20, %",
+    "left_by_4_runs": "40 gradients as 4 runs of PGD-10, %",
+    "left_by_8_runs": "40 gradients as 8 runs of PGD-5, %",
 }
 
 
