@@ -87,6 +87,20 @@ def strips(
     return fig
 
 
+def filters(rows: Mapping[str, np.ndarray]) -> Figure:
+    """First-layer filters, one row per network: (F, 1, h, w) in [−1, 1], red adds, blue takes."""
+    n = len(next(iter(rows.values())))
+    fig, axes = plt.subplots(len(rows), n, squeeze=False, layout="constrained",
+                             figsize=(0.5 * n + 0.9, 0.62 * len(rows)))  # fmt: skip
+    for strip, (name, weights) in zip(axes, rows.items(), strict=True):
+        for ax, weight in zip(strip, weights, strict=True):
+            ax.imshow(weight[0], cmap="RdBu_r", vmin=-1, vmax=1)
+            ax.set(xticks=[], yticks=[])
+            ax.grid(False)
+        strip[0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=8)
+    return fig
+
+
 def _png(image: np.ndarray, scale: int) -> str:
     picture = np.clip(_picture(image), 0, 1)
     big = np.kron(picture, np.ones((scale, scale) + (1,) * (picture.ndim - 2)))

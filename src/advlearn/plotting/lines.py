@@ -137,3 +137,48 @@ def runs(
         ax.set_title(title)
     fig.supxlabel(xlabel, fontsize=11)
     return fig
+
+
+def panels(
+    x: Sequence[float] | Sequence[Sequence[float]],
+    curves: Mapping[str, Mapping[str, Sequence[float]]],
+    *,
+    xlabel: str,
+    ylabel: str = "",
+    colors: Mapping[str, str] | None = None,
+    dashed: Sequence[str] = (),
+    ylim: tuple[float, float] | None = None,
+) -> Figure:
+    """Named curves in panels side by side, at most two in a row.
+
+    Args:
+        x: common abscissae, or one sequence per panel.
+        curves: title -> name -> y.
+        colors: name -> colour; others follow the palette.
+        dashed: names drawn dashed.
+    """
+    columns = min(len(curves), 2)
+    lines = -(-len(curves) // columns)
+    fig, axes = plt.subplots(lines, columns, figsize=(4.1 * columns, 2.9 * lines), squeeze=False,
+                             layout="constrained", sharey=ylim is not None)  # fmt: skip
+    several = len(x) == len(curves) and isinstance(x[0], (Sequence, np.ndarray))
+    for i, (ax, (title, named)) in enumerate(zip(axes.flat, curves.items(), strict=False)):
+        for color, (name, y) in zip(itertools.cycle(PALETTE), named.items(), strict=False):
+            ax.plot(x[i] if several else x, y, color=(colors or {}).get(name, color), label=name,
+                    ls="--" if name in dashed else "-", marker="o")  # fmt: skip
+        ax.set(title=title, xlabel=xlabel, ylabel=ylabel if i % columns == 0 else "")
+        if ylim:
+            ax.set_ylim(*ylim)
+        ax.legend(fontsize=9)
+    return fig
+
+
+def labelled(points: Mapping[str, tuple[float, float]], *, xlabel: str, ylabel: str) -> Figure:
+    """Named points in the plane, each with its name beside it."""
+    fig, ax = plt.subplots(layout="constrained")
+    for color, (name, at) in zip(itertools.cycle(PALETTE), points.items(), strict=False):
+        ax.plot(*at, "o", color=color, ms=7)
+        ax.annotate(name, at, xytext=(7, 4), textcoords="offset points", fontsize=9)
+    ax.margins(x=0.2, y=0.12)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    return fig

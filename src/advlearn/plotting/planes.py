@@ -22,6 +22,7 @@ def surface(
     frame: Extent | None = None,
     label: str,
     colors: Mapping[str, str] | None = None,
+    axes: tuple[str, str] = ("$z_1$", "$z_2$"),
 ) -> Figure:
     """A function of two variables in grey with contours, and paths on it.
 
@@ -32,6 +33,7 @@ def surface(
         frame: a rectangle to be drawn, such as the set of a threat.
         label: of the colour bar.
         colors: name -> colour; others follow the palette.
+        axes: names of abscissa and ordinate.
     """
     fig, ax = plt.subplots(figsize=(5.6, 4.4), layout="constrained", dpi=150)
     drawn = ax.imshow(values, origin="lower", extent=extent, cmap="Greys_r", interpolation="bilinear")
@@ -48,7 +50,7 @@ def surface(
             ax.plot(*curve[0], "o", color=color, mec="white", ms=5, zorder=3)
             ax.plot(*curve[-1], "X", color=color, mec="white", ms=9, zorder=4)
     ax.grid(False)
-    ax.set(xlabel="$z_1$", ylabel="$z_2$", aspect="equal")
+    ax.set(xlabel=axes[0], ylabel=axes[1], aspect="equal")
     ax.legend(fontsize=9, loc="upper left", bbox_to_anchor=(0, -0.12), ncols=3)
     return fig
 
