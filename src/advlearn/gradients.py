@@ -26,3 +26,17 @@ def input_grad(objective: Objective, z: Tensor) -> Tensor:
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         return torch.autograd.grad(objective(z).sum(), z)[0]
+
+
+def squared_gradient(losses: Tensor, z: Tensor) -> Tensor:
+    """Squared Euclidean length of each example's gradient, itself differentiable.
+
+    Args:
+        losses: (N,), computed from `z`; example i's from `z[i]` alone.
+        z: (N, ...), requires a gradient.
+
+    Returns:
+        (N,), with the graph for another backward pass (double backpropagation).
+    """
+    (g,) = torch.autograd.grad(losses.sum(), z, create_graph=True)
+    return g.flatten(1).square().sum(1)
