@@ -15,7 +15,7 @@ import advlearn
 PACKAGE = Path(advlearn.__file__).parent
 # A module may import those before it in this list, and no other of ours.
 ORDER = ["tensors", "threats", "losses", "gradients", "models", "checks", "attacks.gradient",
-         "attacks.combine", "attacks", "storage", "provenance", "progress", "data", "evaluation", "checkpoint",
+         "attacks.combine", "attacks.captured", "attacks", "storage", "provenance", "progress", "data", "evaluation", "checkpoint",
          "training.state", "training.objectives", "training.watch", "training.weights", "training.loop", "training",
          "zoo", "results", "plotting", "notebook", "exercises"]  # fmt: skip
 # Where DESIGN says more than the order.
