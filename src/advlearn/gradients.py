@@ -43,3 +43,17 @@ def averaged(oracle: Oracle, n: int) -> Oracle:
         return sum(oracle(objective, z) for _ in range(n)) / n
 
     return mean
+
+
+def squared_gradient(losses: Tensor, z: Tensor) -> Tensor:
+    """Squared Euclidean length of each example's gradient, itself differentiable.
+
+    Args:
+        losses: (N,), computed from `z`; example i's from `z[i]` alone.
+        z: (N, ...), requires a gradient.
+
+    Returns:
+        (N,), with the graph for another backward pass (double backpropagation).
+    """
+    (g,) = torch.autograd.grad(losses.sum(), z, create_graph=True)
+    return g.flatten(1).square().sum(1)
