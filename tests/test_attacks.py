@@ -9,9 +9,9 @@ from helpers import Opposed, digits, mixed_network, same_state, state_of, unifor
 from torch import nn
 
 from advlearn import models, zoo
-from advlearn.attacks import cw_inf, fgsm, from_center, name_of, on, pgd, square, toward
+from advlearn.attacks import apgd, cw_inf, fab, fgsm, from_center, name_of, on, pgd, square, toward
 from advlearn.gradients import input_grad
-from advlearn.losses import cross_entropy, cw, dlr, margin
+from advlearn.losses import cross_entropy, cw, dlr, gap, margin
 from advlearn.tensors import Keyed, frozen, generator, norms, per_example
 from advlearn.threats import L1, L2, Linf
 
@@ -35,6 +35,11 @@ ATTACKS = {
     "from_center": lambda f, eps: from_center(partial(pgd, steps=60, step_size=eps / 4)),
     "toward from_center on": lambda f, eps: toward(
         1, from_center(on(f, partial(pgd, steps=60, step_size=eps / 4)))),
+    "apgd": lambda f, eps: partial(apgd, steps=40),
+    "apgd, dlr": lambda f, eps: partial(apgd, steps=40, loss=dlr),
+    "toward 1 apgd": lambda f, eps: toward(1, partial(apgd, steps=40), between=gap),
+    "fab": lambda f, eps: partial(fab, steps=40),
+    "toward 1 fab from center": lambda f, eps: from_center(toward(1, partial(fab, steps=40), between=gap)),
     "square": lambda f, eps: partial(square, queries=100),
     "toward 1 square": lambda f, eps: toward(1, partial(square, queries=200), loss=margin),
 }  # fmt: skip
@@ -166,12 +171,13 @@ CHECKS = {k.removeprefix("check_"): v for k, v in list(globals().items()) if k.s
 OPTIMAL = {"larger_eps_is_never_weaker", "optimal_on_a_linear_model"}
 EXEMPT = {  # attack -> checks that say nothing about it
     "on fast": OPTIMAL | {"independent_of_the_batch"},  # rounded to bfloat16, where there is one
+    "fab": OPTIMAL, "toward 1 fab from center": OPTIMAL,  # stops at the boundary
     "square": OPTIMAL, "toward 1 square": OPTIMAL,  # stops at the first wrong prediction
 }  # fmt: skip
-ALLOWED = {"square": (Linf, L2), "toward 1 square": (Linf, L2)}
+NOT_L1 = {"apgd", "apgd, dlr", "toward 1 apgd", "fab", "toward 1 fab from center", "square", "toward 1 square"}
 TABLE = [pytest.param(check, name, kind, id=f"{check}-{name}-{ID}")
          for check in CHECKS for name in ATTACKS for kind, ID in zip(THREATS, IDS, strict=True)
-         if check not in EXEMPT.get(name, ()) and kind in ALLOWED.get(name, THREATS)]  # fmt: skip
+         if check not in EXEMPT.get(name, ()) and not (kind is L1 and name in NOT_L1)]  # fmt: skip
 
 
 @pytest.mark.parametrize("check, name, kind", TABLE)

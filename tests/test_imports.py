@@ -14,8 +14,8 @@ import advlearn
 
 PACKAGE = Path(advlearn.__file__).parent
 # A module may import those before it in this list, and no other of ours.
-ORDER = ["tensors", "threats", "losses", "gradients", "models", "checks", "attacks.gradient", "attacks.search",
-         "attacks.combine", "attacks.captured", "attacks", "storage", "provenance", "progress", "data",
+ORDER = ["tensors", "threats", "losses", "gradients", "models", "checks", "attacks.gradient", "attacks.apgd",
+         "attacks.boundary", "attacks.search", "attacks.combine", "attacks.standard", "attacks.captured", "attacks", "storage", "provenance", "progress", "data",
          "evaluation.judge", "evaluation.audit", "evaluation", "defences", "checkpoint",
          "training.state", "training.objectives", "training.watch", "training.weights", "training.loop", "training",
          "zoo", "results", "plotting.style", "plotting.images", "plotting.lines", "plotting.planes", "plotting",
@@ -129,7 +129,18 @@ def test_the_package_itself_imports_nothing():
 
 def test_names_of_the_design():
     from advlearn import zoo  # noqa: F401
-    from advlearn.attacks import cw_inf, fgsm, from_center, on, pgd, square, toward  # noqa: F401
+    from advlearn.attacks import (  # noqa: F401
+        apgd,
+        cw_inf,
+        fab,
+        fgsm,
+        from_center,
+        on,
+        pgd,
+        square,
+        standard_attack,
+        toward,
+    )
     from advlearn.data import load  # noqa: F401
     from advlearn.evaluation import accuracy, worst_case  # noqa: F401
     from advlearn.threats import L1, L2, Linf
@@ -139,7 +150,7 @@ def test_names_of_the_design():
                    ("take", "center", "sample", "render", "ascend", "project", "contains"))  # fmt: skip
     parameters = inspect.signature(pgd).parameters
     assert list(parameters)[:4] == ["f", "x", "y", "threat"] and "momentum" in parameters
-    for attack in (pgd, fgsm, cw_inf, square):
+    for attack in (pgd, fgsm, cw_inf, square, apgd, fab):
         assert inspect.signature(attack).parameters["start"].kind == inspect.Parameter.KEYWORD_ONLY
 
 

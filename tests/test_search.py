@@ -118,7 +118,7 @@ def test_squares_of_the_published_size_everywhere():
     assert torch.equal(first, first[:, :, :1].expand_as(first)), "stripes"
     assert torch.allclose((first - 0.5).abs(), torch.full_like(x, 0.1)) and len(rest) == queries - 1
     assert first.std(dim=(0, 3)).min() > 0 and first.std(dim=(1, 3)).min() > 0
-    seen = []
+    seen, colours = [], set()
     for i, query in enumerate(rest):
         side = min(max(round(math.sqrt(0.8 * 14 * 11 / 2 ** sum(25 * i > t for t in search.HALVED_AT))), 1), 11)
         assert torch.allclose((query - 0.5).abs(), torch.full_like(x, 0.1)), "a pixel between −ε and ε"
@@ -129,9 +129,12 @@ def test_squares_of_the_published_size_everywhere():
                 window = z[:, top : bottom + 1, left : right + 1]
                 for channel, old in zip(window, before[:, top : bottom + 1, left : right + 1], strict=True):
                     assert torch.equal(channel, old) or channel.amin() == channel.amax(), "one sign per channel"
+                if (bottom - top, right - left) == (side - 1, side - 1):
+                    colours.add(tuple((window.amax((1, 2)) > 0.5).tolist()))
                 seen.append((top, bottom, left, right))
     tops, bottoms, lefts, rights = map(set, zip(*seen, strict=True))
     assert 0 in tops and 13 in bottoms and 0 in lefts and 10 in rights, "an edge is never reached"
+    assert len(colours) == 4, "the channels' signs are not independent"
     boxes = [[changed(z, b) for z, b in zip(q, first, strict=True) if not torch.equal(z, b)] for q in rest[-50:]]
     assert any(len(set(row)) > 1 for row in boxes), "all examples get the same square"
 
@@ -189,6 +192,15 @@ def test_l2_step_equals_the_algorithm(shape, side):
         z, random = ours, Keyed((0, 2), torch.arange(20))
 
 
+def test_l2_squares_are_odd_and_at_least_three_wide(monkeypatch):
+    sides, window = [], search._window
+    monkeypatch.setattr(search, "_window", lambda u, side, x: sides.append(side) or window(u, side, x))
+    x = torch.full((2, 1, 28, 28), 0.5)
+    square(Stubborn(), x, torch.zeros(2, dtype=torch.long), L2(0.4), queries=1000)
+    wanted = [max(round(math.sqrt(0.8 * 784 / 2**k)), 3) // 2 * 2 + 1 for k in range(10)]
+    assert sides[::2] == sides[1::2] and sorted(set(sides)) == sorted(set(wanted)) and wanted[:3] == [25, 19, 13]
+
+
 @pytest.mark.parametrize("shape, side", [((2, 28, 28), 5), ((1, 8, 8), 1), ((1, 12, 17), 2), ((1, 3, 3), 1)])
 def test_l2_start_is_made_of_tiles(shape, side):
     x = torch.full((30, *shape), 0.5, dtype=torch.float64)
@@ -228,6 +240,7 @@ def test_the_start_is_the_key_of_the_search(threat):
     assert torch.equal(run(start=one), run(start=one.clone()))
     assert not torch.equal(run(start=one), run(start=two))
     assert not torch.equal(run(start=one), run(start=one, seed=1))
+    assert not torch.equal(run(start=one, queries=1), run(start=one, seed=1, queries=1))
     assert torch.equal(run(), run(start=x)), "without a start the image is the key"
 
 
@@ -237,6 +250,13 @@ def test_keeps_what_raises_the_loss():
     for loss in (margin, cross_entropy):
         reached = [loss(predict(f, square(f, x, y, Linf(0.1), loss=loss, queries=n)), y) for n in (1, 50)]
         assert (reached[1] >= reached[0]).all() and reached[1].mean() > reached[0].mean() + 0.03
+
+
+def test_a_wrong_prediction_is_kept_whatever_the_loss_says():
+    f, (x, y) = network("digits-small-natural"), digits(60).tensors()
+    right = [(predict(f, square(f, x, y, Linf(0.3), queries=n, loss=lambda logits, y: 0 * logits[:, 0])).argmax(1)
+              == y).sum() for n in (1, 100)]  # fmt: skip
+    assert right[1] < right[0] - 5
 
 
 def test_toward_stops_at_any_wrong_class_and_sees_each_example_with_its_own_target():

@@ -57,3 +57,24 @@ def squared_gradient(losses: Tensor, z: Tensor) -> Tensor:
     """
     (g,) = torch.autograd.grad(losses.sum(), z, create_graph=True)
     return g.flatten(1).square().sum(1)
+
+
+def grad_and_output(
+    forward: Callable[[Tensor], Tensor],
+    loss: Callable[[Tensor], Tensor],
+    z: Tensor,
+    grad: Oracle = input_grad,
+) -> tuple[Tensor, Tensor]:
+    """The gradient of loss(forward(z)), and forward(z), detached.
+
+    An oracle that asks once, at z itself, gives both in one pass; after any other, `forward` is
+    called once more.
+    """
+    seen = []
+
+    def objective(z: Tensor) -> Tensor:
+        seen.append(forward(z))
+        return loss(seen[-1])
+
+    g = grad(objective, z)
+    return g, seen[0].detach() if len(seen) == 1 else forward(z)

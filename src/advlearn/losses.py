@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def _true_and_others(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,3 +72,20 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
                          "by the gap between the largest and the third largest logit)")
     top = logits.topk(3, dim=1).values
     return margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def gap(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """z_t − z_y: 0 where target and true class tie. (N, K), (N,), (N,) -> (N,)."""
+    return (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None]))[:, 0]
+
+
+def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    r"""`dlr` for one wrong class: $(z_t - z_y) / (z_{(1)} - (z_{(3)} + z_{(4)}) / 2)$.
+
+    Croce & Hein 2020, arXiv:2003.01690. (N, K), (N,), (N,) -> (N,); needs K ≥ 4 classes.
+    """
+    if logits.shape[1] < 4:
+        raise ValueError(f"dlr_targeted: {logits.shape[1]} classes, it needs at least 4 (the ratio "
+                         "divides by the gap between the largest and the third and fourth largest)")
+    top = logits.topk(4, dim=1).values
+    return gap(logits, y, target) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)

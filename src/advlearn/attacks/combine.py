@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from advlearn.losses import Loss, cross_entropy
+from advlearn.losses import Loss, TargetedLoss, cross_entropy
 from advlearn.models import Classifier
 from advlearn.tensors import frozen
 from advlearn.threats import Threat
@@ -42,7 +42,9 @@ def on(source: Classifier, attack: Attack) -> Attack:
     return _named(transferred, f"{name_of(attack)} on source")
 
 
-def toward(k: int, attack: Attack, loss: Loss = cross_entropy) -> Attack:
+def toward(
+    k: int, attack: Attack, loss: Loss = cross_entropy, *, between: TargetedLoss | None = None
+) -> Attack:
     """Aim at the k-th most likely wrong class: minimise `loss` for that class instead.
 
     Args:
@@ -50,6 +52,8 @@ def toward(k: int, attack: Attack, loss: Loss = cross_entropy) -> Attack:
         attack: one that accepts `loss`, such as `pgd`; a loss bound earlier is replaced. It gets
             the true labels, and calls the loss with the logits of the whole batch.
         loss: (logits, target) -> (N,); the attack maximises its negative.
+        between: (logits, y, target) -> (N,), maximised in its place: `dlr_targeted`, a loss that
+            knows the true class as well.
 
     Raises:
         ValueError: `k` is not in 1 … K − 1.
@@ -63,8 +67,11 @@ def toward(k: int, attack: Attack, loss: Loss = cross_entropy) -> Attack:
                              f"for {logits.shape[1]} classes")
         others = logits.scatter(1, y[:, None], -torch.inf)
         target = others.topk(k, dim=1).indices[:, k - 1]
-        return attack(f, x, y, threat, start=start, **options,
-                      loss=lambda logits, y: -loss(logits, target))
+
+        def aim(logits: Tensor, y: Tensor) -> Tensor:
+            return between(logits, y, target) if between else -loss(logits, target)
+
+        return attack(f, x, y, threat, start=start, **options, loss=aim)
 
     return _named(targeted, f"{name_of(attack)} toward {k}")
 
