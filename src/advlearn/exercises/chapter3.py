@@ -245,7 +245,7 @@ def trades_floor(beta: float) -> float:
 
     $$\min_a\; -\log a + \beta\,\mathrm{kl}(a\,\|\,\tfrac12)\,[a > \tfrac12]$$
     """
-    a = torch.linspace(0.5, 1, 2_000_001, dtype=torch.float64)
+    a = torch.linspace(0.5, 1, 200_001, dtype=torch.float64)
     divergence = math.log(2) + torch.xlogy(a, a) + torch.xlogy(1 - a, 1 - a)
     return float((beta * divergence - a.log()).min())
 

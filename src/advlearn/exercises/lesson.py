@@ -109,14 +109,14 @@ def _keeps_images(train: Train) -> str | None:
 def _covers(train: Train) -> str | None:
     lesson = _Lesson(train)
     steps, given = N // BATCH, [lesson.rows(call["x"]) for call in lesson.calls]
+    if len(given) > EPOCHS and any(len(rows) != BATCH for rows in given):
+        return f"batches of {len(given[0])} images, batch_size is {BATCH}"
     if len(given) != EPOCHS * steps:
         return (f"the attack is called {len(given)} times for {EPOCHS} epochs of {steps} batches: "
                 "once for each step, inside the loop")  # fmt: skip
     for call, rows in zip(lesson.calls, given, strict=True):
         if not torch.equal(call["y"], lesson.images.labels[rows]):
             return "the attack is given other labels than those of its images"
-    if any(len(rows) != BATCH for rows in given):
-        return f"batches of {len(given[0])} images, batch_size is {BATCH}"
     epochs = [sum(given[i : i + steps], []) for i in range(0, len(given), steps)]
     if any(sorted(rows) != list(range(N)) for rows in epochs):
         return "an epoch does not take every image once: shuffle, then cut into batches"
