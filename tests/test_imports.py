@@ -187,7 +187,8 @@ def code_lines(node):
 
 # Functions that the rule of 40 lines would only cut into pieces, and how long they may be.
 LONG = {"training.loop.fit": 48, "exercises.chapter1.check_l1_step": 49,
-        "exercises.chapter1.check_smallest_eps": 50}  # fmt: skip
+        "exercises.chapter1.check_smallest_eps": 50, "exercises.chapter3.check_leak": 55,
+        "exercises.chapter3.check_trades": 49, "exercises.tie.check_steepest": 48}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MODULES)

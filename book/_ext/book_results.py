@@ -54,7 +54,22 @@ LABELS = {
     "left_by_2_runs": "40 gradients as 2 runs of PGD-20, %",
     "left_by_4_runs": "40 gradients as 4 runs of PGD-10, %",
     "left_by_8_runs": "40 gradients as 8 runs of PGD-5, %",
+    "digits_fgsm_clean": "digits, ε = 0.3, FGSM-trained: clean, %",
+    "digits_fgsm_fgsm": "digits, ε = 0.3, FGSM-trained: FGSM, %",
+    "digits_fgsm_pgd20": "digits, ε = 0.3, FGSM-trained: PGD, 20 steps, %",
+    "digits_pgd5_clean": "digits, ε = 0.3, PGD-5-trained: clean, %",
+    "digits_pgd5_fgsm": "digits, ε = 0.3, PGD-5-trained: FGSM, %",
+    "digits_pgd5_pgd20": "digits, ε = 0.3, PGD-5-trained: PGD, 20 steps, %",
 }
+LABELS |= {
+    f"race_{key}_{kind}": f"{training}: {what}, %"
+    for key, training in {
+        "natural": "natural training", "fgsm": "FGSM training",
+        "fgsm_rs": "FGSM training, random start", "free": "free training",
+        "pgd2": "PGD-2 training", "pgd5": "PGD-5 training", "mixture": "mixture",
+    }.items()
+    for kind, what in {"clean": "clean", "fgsm": "FGSM", "pgd40": "PGD-40"}.items()
+} | {"standard": "robust network, standard evaluation, %"}  # fmt: skip
 
 
 def percent(value):
