@@ -10,7 +10,15 @@ from torch import nn
 
 from advlearn import models, zoo
 from advlearn.attacks import fgsm, from_center, pgd
-from advlearn.evaluation import MISTAKE, STANDS, accuracy, interval, paired, predict, worst_case
+from advlearn.evaluation.judge import (
+    MISTAKE,
+    STANDS,
+    accuracy,
+    interval,
+    paired,
+    predict,
+    worst_case,
+)
 from advlearn.losses import cross_entropy
 from advlearn.tensors import Keyed
 from advlearn.threats import L1, L2, Linf

@@ -15,8 +15,10 @@ import advlearn
 PACKAGE = Path(advlearn.__file__).parent
 # A module may import those before it in this list, and no other of ours.
 ORDER = ["tensors", "threats", "losses", "gradients", "models", "checks", "attacks.gradient", "attacks.apgd",
-         "attacks.boundary", "attacks.search", "attacks.combine", "attacks.standard", "attacks", "storage",
-         "provenance", "progress", "data", "evaluation", "checkpoint", "training", "zoo", "results", "plotting",
+         "attacks.boundary", "attacks.search", "attacks.combine", "attacks.standard", "attacks.captured", "attacks", "storage", "provenance", "progress", "data",
+         "evaluation.judge", "evaluation.audit", "evaluation", "defences", "checkpoint",
+         "training.state", "training.objectives", "training.watch", "training.weights", "training.loop", "training",
+         "zoo", "results", "plotting.style", "plotting.images", "plotting.lines", "plotting.planes", "plotting",
          "notebook", "exercises"]  # fmt: skip
 # Where DESIGN says more than the order.
 ONLY = {
@@ -184,8 +186,9 @@ def code_lines(node):
 
 
 # Functions that the rule of 40 lines would only cut into pieces, and how long they may be.
-LONG = {"training.fit": 48, "exercises.chapter1.check_l1_step": 49,
-        "exercises.chapter1.check_smallest_eps": 50}  # fmt: skip
+LONG = {"training.loop.fit": 48, "exercises.chapter1.check_l1_step": 49,
+        "exercises.chapter1.check_smallest_eps": 50, "exercises.chapter3.check_leak": 55,
+        "exercises.chapter3.check_trades": 49, "exercises.tie.check_steepest": 48}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MODULES)

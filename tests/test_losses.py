@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from advlearn.gradients import grad_and_output, input_grad
-from advlearn.losses import cross_entropy, cw, dlr, dlr_targeted, gap, margin
+from advlearn.losses import cross_entropy, cw, dlr, dlr_targeted, gap, kl_divergence, margin
 from advlearn.tensors import generator
 
 LOGITS = torch.tensor([[1.0, 3.0, 2.0, 0.0], [-5.0, -1.0, -2.0, -9.0]], dtype=torch.float64)
@@ -126,3 +126,19 @@ def test_cross_entropy_of_a_confident_network_keeps_its_gradient(lead):
         assert torch.allclose(ours, exact, rtol=1e-4, atol=0) and (ours != 0).all()
     assert ours.isfinite().all()
     assert float(cross_entropy(torch.tensor([[-lead, 0.0]]), y)) == pytest.approx(lead, rel=0.4)
+
+
+def test_kl_divergence():
+    """KL(reference ‖ logits), not the other way round; gradients flow into both."""
+    a, b = (torch.randn(7, 5, generator=generator(i), dtype=torch.float64) for i in (0, 1))
+    p, q = a.softmax(1), b.softmax(1)
+    expected = (p * (p / q).log()).sum(1)
+    assert torch.allclose(kl_divergence(b, a), expected) and (expected > 0).all()
+    assert not torch.allclose(kl_divergence(a, b), expected)
+    assert torch.allclose(kl_divergence(a + 3, a), torch.zeros(7, dtype=torch.float64), atol=1e-12)
+    a.requires_grad_(), b.requires_grad_()
+    by_a, by_b = torch.autograd.grad(kl_divergence(b, a).sum(), (a, b))
+    assert torch.allclose(by_b, q - p)
+    assert torch.allclose(by_a, p * ((p / q).log() - expected[:, None]))
+    far = kl_divergence(torch.tensor([[300.0, 0.0]]), torch.tensor([[0.0, 300.0]]))
+    assert far.item() == 300

@@ -13,7 +13,19 @@ from advlearn.evaluation import accuracy
 from advlearn.losses import margin
 from advlearn.tensors import Keyed
 from advlearn.threats import L2, Linf
-from advlearn.training import State, adversarial, fit, held_out, natural, trapezoid
+from advlearn.training import (
+    State,
+    adversarial,
+    fgsm_training,
+    fit,
+    free,
+    gradient_regularised,
+    held_out,
+    mixture,
+    natural,
+    trades,
+    trapezoid,
+)
 
 ATTACK = partial(pgd, steps=2)
 
@@ -27,8 +39,32 @@ def network(seed=0):
 
 
 def objectives():
+    """One of each kind."""
+    threat = Linf(0.15)
     return {"natural": natural(),
-            "adversarial": adversarial(Linf(0.15), ATTACK, step_size=0.1, ramp=0.5)}  # fmt: skip
+            "adversarial": adversarial(threat, ATTACK, step_size=0.1, ramp=0.5),
+            "fgsm": fgsm_training(threat, ramp=0.5),
+            "fgsm from center": fgsm_training(threat, random_start=False),
+            "free": free(threat, ramp=0.5),
+            "trades": trades(threat, ATTACK, 2.0, step_size=0.1, ramp=0.5),
+            "gradients": gradient_regularised(0.1),
+            "mixture": mixture(0.3, natural(), free(threat))}  # fmt: skip
+
+
+def irregular(model):
+    """A validation whose best epoch is anyone's guess, the same in every process."""
+    return {"score": float(torch.sin(1e3 * weights(model).sum()))}
+
+
+def variants():
+    """(objective, options of fit) of everything that an interrupted training must bring back."""
+    cases = {name: (objective, {}) for name, objective in objectives().items()}
+    cases["free"] = cases["free"][0], {"replays": 3}
+    cases["averaged"] = objectives()["adversarial"], {"average": 0.9}
+    cases["best"] = natural(), {"validate": irregular, "best_by": "score"}
+    cases["all"] = objectives()["free"], {"replays": 2, "average": 0.9, "precision": "bf16-mixed",
+                                          "validate": irregular, "best_by": "score"}  # fmt: skip
+    return cases
 
 
 def run(model, objective, checkpoint=None, **options):
@@ -55,20 +91,20 @@ def interrupted_after(objective, calls, error=KeyboardInterrupt):
     return stopping
 
 
-@pytest.mark.parametrize("name", ["natural", "adversarial"])
+@pytest.mark.parametrize("name", variants())
 @pytest.mark.parametrize("calls", [2, 5, 7, 13])  # 5 batches an epoch
 def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, name, calls):
-    objective, path = objectives()[name], tmp_path / "training.safetensors"
+    (objective, options), path = variants()[name], tmp_path / "training.safetensors"
     whole = network()
-    history = run(whole, objective)
+    history = run(whole, objective, **options)
     model = network()
     with pytest.raises(KeyboardInterrupt):
-        run(model, interrupted_after(objective, calls), path)
+        run(model, interrupted_after(objective, calls * options.get("replays", 1)), path, **options)
     assert path.is_file() and [p.name for p in tmp_path.iterdir()] == [path.name]
-    again = run(model, objective, path)  # the same call on the same, half-trained network
+    again = run(model, objective, path, **options)  # the same call on the half-trained network
     assert torch.equal(weights(model), weights(whole)) and again.rows == history.rows
     fresh = network(seed=9)  # and in another process, on any network of that architecture
-    assert run(fresh, objective, path).rows == history.rows
+    assert run(fresh, objective, path, **options).rows == history.rows
     assert torch.equal(weights(fresh), weights(whole))
 
 
@@ -142,6 +178,9 @@ def test_training_does_not_depend_on_the_global_random_state(tmp_path):
     ({"objective": adversarial(Linf(0.15), ATTACK, step_size=0.2, ramp=0.5)}, "its objective"),
     ({"model": models.mlp((1, 8, 8), (25,))}, "belongs to another network"),
     ({"schedule": trapezoid(0.1)}, "its schedule is 'trapezoid"),
+    ({"replays": 2}, "its replays is 1, asked for is 2"),
+    ({"average": 0.9}, "its average is 0.0, asked for is 0.9"),
+    ({"validate": irregular, "best_by": "score"}, "its best_by is None, asked for is 'score'"),
 ])  # fmt: skip
 def test_a_checkpoint_of_another_training_is_refused(tmp_path, change, message):
     path = tmp_path / "t.safetensors"
@@ -278,13 +317,20 @@ def test_training_learns_and_reports():
 def test_adversarial_training_makes_robust():
     data, kept = load("digits", "train").split_off(200)
     attack = partial(pgd, steps=10, step_size=0.04)
+    threat, inner = Linf(0.2), partial(pgd, steps=3)
     robust = {}
-    for name, objective in {"natural": natural(), "adversarial": adversarial(
-            Linf(0.2), partial(pgd, steps=3), step_size=0.1)}.items():  # fmt: skip
+    for name, objective in {
+        "natural": natural(), "adversarial": adversarial(threat, inner, step_size=0.1),
+        "fgsm": fgsm_training(threat), "free": free(threat),
+        "trades": trades(threat, inner, step_size=0.1), "gradients": gradient_regularised(1.0),
+        "mixture": mixture(0.5, natural(), adversarial(threat, inner, step_size=0.1)),
+    }.items():  # fmt: skip
         history = fit(network(), data, objective, epochs=8, batch_size=32, progress=False,
-                      validate=held_out(kept, Linf(0.2), attack))  # fmt: skip
+                      replays=2 if name == "free" else 1,
+                      validate=held_out(kept, threat, attack))  # fmt: skip
         robust[name] = history["robust"][-1]
-    assert robust["adversarial"] > robust["natural"] + 0.2
+    undefended = robust.pop("natural")
+    assert min(robust.values()) > undefended + 0.1 and robust["adversarial"] > undefended + 0.2
 
 
 def test_every_image_is_seen_once_an_epoch_in_a_new_order():
@@ -300,6 +346,23 @@ def test_every_image_is_seen_once_an_epoch_in_a_new_order():
     everything = train_set().index.sort().values
     assert torch.equal(first.sort().values, everything) and torch.equal(second.sort().values, everything)
     assert not torch.equal(first, second)
+
+
+def test_replays_use_a_batch_again_with_new_random_numbers():
+    seen = []
+
+    def objective(model, x, y, state):
+        seen.append((list(state.keys.seed), state.keys.rows, state.progress))
+        return natural()(model, x, y, state)
+
+    run(network(), objective, epochs=2, replays=3)
+    assert len(seen) == 2 * 5 * 3
+    seeds, images, progress = zip(*seen, strict=True)
+    assert [tuple(s) for s in seeds[15:18]] == [(4, 1), (4, 1, 1), (4, 1, 2)]
+    for i in range(0, 30, 3):
+        assert torch.equal(images[i], images[i + 1]) and torch.equal(images[i], images[i + 2])
+    assert torch.equal(torch.cat(images[:15:3]).sort().values, train_set().index.sort().values)
+    assert progress == pytest.approx([k / 30 for k in range(30)])
 
 
 def test_the_checkpoint_is_a_plain_safetensors_file(tmp_path):

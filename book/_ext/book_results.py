@@ -33,7 +33,43 @@ LABELS = {
     "not_monotone_robust": "robust network: images on which success comes and goes",
     "target_1_reached": "images that one targeted step turns into a 1, %",
     "target_8_reached": "images that one targeted step turns into an 8, %",
+    "natural": "robust network, no attack, %",
+    "pgd40": "PGD, 40 steps, %",
+    "pgd100": "PGD, 100 steps, %",
+    "pgd40x20": "PGD, 40 steps, 20 restarts, %",
+    "pgd100x20": "PGD, 100 steps, 20 restarts, %",
+    "targeted_likely": "PGD, 40 steps, targeted at the likeliest wrong class, %",
+    "targeted_all": "PGD, 40 steps, targeted at each of the nine wrong classes, %",
+    "cw": "CW: PGD, 40 steps, margin loss, %",
+    "cwplus": "CW+: PGD, 40 steps, CW loss with κ = 50, %",
+    "audit_natural": "audit of the natural network, %",
+    "audit_robust": "audit of the robust network, %",
+    "audit_saturated": "audit of the saturated network, %",
+    "audit_quantised": "audit of the quantised network, %",
+    "audit_resized": "audit of the resized network, %",
+    "right_again_convolutional": "convolutional network: right again if brightness must stay, "
+    "ℓ2, ε = 1, %",
+    "right_again_MLP": "MLP: right again if brightness must stay, ℓ2, ε = 1, %",
+    "left_by_1_runs": "40 gradients as 1 run of PGD-40, %",
+    "left_by_2_runs": "40 gradients as 2 runs of PGD-20, %",
+    "left_by_4_runs": "40 gradients as 4 runs of PGD-10, %",
+    "left_by_8_runs": "40 gradients as 8 runs of PGD-5, %",
+    "digits_fgsm_clean": "digits, ε = 0.3, FGSM-trained: clean, %",
+    "digits_fgsm_fgsm": "digits, ε = 0.3, FGSM-trained: FGSM, %",
+    "digits_fgsm_pgd20": "digits, ε = 0.3, FGSM-trained: PGD, 20 steps, %",
+    "digits_pgd5_clean": "digits, ε = 0.3, PGD-5-trained: clean, %",
+    "digits_pgd5_fgsm": "digits, ε = 0.3, PGD-5-trained: FGSM, %",
+    "digits_pgd5_pgd20": "digits, ε = 0.3, PGD-5-trained: PGD, 20 steps, %",
 }
+LABELS |= {
+    f"race_{key}_{kind}": f"{training}: {what}, %"
+    for key, training in {
+        "natural": "natural training", "fgsm": "FGSM training",
+        "fgsm_rs": "FGSM training, random start", "free": "free training",
+        "pgd2": "PGD-2 training", "pgd5": "PGD-5 training", "mixture": "mixture",
+    }.items()
+    for kind, what in {"clean": "clean", "fgsm": "FGSM", "pgd40": "PGD-40"}.items()
+} | {"standard": "robust network, standard evaluation, %"}  # fmt: skip
 
 
 def percent(value):

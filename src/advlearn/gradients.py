@@ -28,6 +28,37 @@ def input_grad(objective: Objective, z: Tensor) -> Tensor:
         return torch.autograd.grad(objective(z).sum(), z)[0]
 
 
+def averaged(oracle: Oracle, n: int) -> Oracle:
+    """The mean of `n` gradients, for networks that are random: expectation over transformation.
+
+    Athalye et al., arXiv:1707.07397: the gradient of the expected loss is the expected gradient.
+
+    Raises:
+        ValueError: `n` is not 1 or more.
+    """
+    if n < 1:
+        raise ValueError(f"averaged: n={n}, it must be 1 or more")
+
+    def mean(objective: Objective, z: Tensor) -> Tensor:
+        return sum(oracle(objective, z) for _ in range(n)) / n
+
+    return mean
+
+
+def squared_gradient(losses: Tensor, z: Tensor) -> Tensor:
+    """Squared Euclidean length of each example's gradient, itself differentiable.
+
+    Args:
+        losses: (N,), computed from `z`; example i's from `z[i]` alone.
+        z: (N, ...), requires a gradient.
+
+    Returns:
+        (N,), with the graph for another backward pass (double backpropagation).
+    """
+    (g,) = torch.autograd.grad(losses.sum(), z, create_graph=True)
+    return g.flatten(1).square().sum(1)
+
+
 def grad_and_output(
     forward: Callable[[Tensor], Tensor],
     loss: Callable[[Tensor], Tensor],

@@ -39,6 +39,17 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return others.amax(1) - true
 
 
+def kl_divergence(logits: Tensor, reference: Tensor) -> Tensor:
+    r"""How far the prediction is from a reference: $\mathrm{KL}(p\,\|\,q) = \sum_k p_k \log(p_k / q_k)$.
+
+    q is the softmax of `logits`, p that of `reference`; gradients flow into both. Inner loss of
+    TRADES (arXiv:1901.08573), with the logits of the unperturbed image where other losses take
+    labels. (N, K), (N, K) -> (N,).
+    """
+    p, q = reference.log_softmax(1), logits.log_softmax(1)
+    return F.kl_div(q, p, reduction="none", log_target=True).sum(1)
+
+
 def cw(kappa: float) -> Loss:
     """The margin loss that stops at confidence κ: −max(κ − margin, 0).
 

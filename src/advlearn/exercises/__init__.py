@@ -6,6 +6,7 @@ runs from top to bottom.
 """
 
 from advlearn.exercises.attack import check_attack
+from advlearn.exercises.budget import check_trainer
 from advlearn.exercises.chapter1 import (
     BUGS,
     check_diagnosis,
@@ -14,7 +15,20 @@ from advlearn.exercises.chapter1 import (
     check_transfer,
     l1_bound,
 )
+from advlearn.exercises.chapter2 import check_restarts, check_stronger
+from advlearn.exercises.chapter3 import check_leak, check_promise, check_trades
+from advlearn.exercises.diagnosis import PGD_BUGS, check_pgd_diagnosis
+from advlearn.exercises.iterated import check_pgd
+from advlearn.exercises.lesson import check_training
+from advlearn.exercises.projection import check_dykstra, check_l2_projection, nearest_point
 from advlearn.exercises.report import Finding, Report, examine
+from advlearn.exercises.tie import check_steepest, check_tie, shortest
+from advlearn.exercises.unknown import check_verdict, unknown_networks
 
-__all__ = ["BUGS", "Finding", "Report", "check_attack", "check_diagnosis", "check_l1_step",
-           "check_smallest_eps", "check_transfer", "examine", "l1_bound"]  # fmt: skip
+__all__ = ["BUGS", "PGD_BUGS", "Finding", "Report", "check_attack", "check_diagnosis",
+           "check_dykstra", "check_l1_step", "check_l2_projection", "check_leak",
+           "check_pgd", "check_pgd_diagnosis", "check_promise", "check_restarts",
+           "check_smallest_eps", "check_steepest", "check_stronger", "check_tie",
+           "check_trades", "check_trainer", "check_training", "check_transfer",
+           "check_verdict", "examine", "l1_bound", "nearest_point", "shortest",
+           "unknown_networks"]  # fmt: skip

@@ -20,14 +20,13 @@ THREATS = {"linf": Linf, "l2": L2, "l1": L1}
 ABOVE = "follows from the optimum that is missed above"
 
 
-
-def _examples(low: float, high: float, n: int = 12, dtype=torch.float32) -> tuple[Tensor, Tensor]:
+def examples(low: float, high: float, n: int = 12, dtype=torch.float32) -> tuple[Tensor, Tensor]:
     """Images with values from `low` to `high`, clamped to [0, 1], and labels 0, 1, 0, …"""
     x = low + (high - low) * torch.rand(n, *SHAPE, generator=generator(3), dtype=torch.float64)
     return x.clamp(0, 1).to(dtype), torch.arange(n) % 2
 
 
-def _linear(scale: float = 1.0) -> nn.Sequential:
+def linear(scale: float = 1.0) -> nn.Sequential:
     """Three classes of which the last is hopeless: a two-class problem, whose optimum is known."""
     f = models.linear(SHAPE, 3).eval()
     weight = scale * torch.randn(3, 16, generator=generator(5))
@@ -35,7 +34,7 @@ def _linear(scale: float = 1.0) -> nn.Sequential:
     return f
 
 
-def _network(dropout: float = 0.0) -> nn.Sequential:
+def network(dropout: float = 0.0) -> nn.Sequential:
     """A small network with layers that behave differently in train mode."""
     f = models.mlp(SHAPE, (32, 32), 3, seed=1)
     for p in f.parameters():
@@ -65,18 +64,18 @@ class _AttackCase:
             return (margin(f(z), y) - margin(f(x), y)) * (-1 if self.targeted else 1)
 
     def returns_images(self) -> str | None:
-        x, y = _examples(-0.5, 1.5)
-        z = self.run(_network(), x, y)
+        x, y = examples(-0.5, 1.5)
+        z = self.run(network(), x, y)
         if z.requires_grad:
             return "the result carries a graph (requires_grad): detach it"
         return None if z.isfinite().all() else "the result has values that are not finite"
 
     def keeps_inputs(self) -> str | None:
-        x, y = _examples(-0.5, 1.5)
+        x, y = examples(-0.5, 1.5)
         x_before, y_before = x.clone(), y.clone()
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(UNUSUAL)
-            self.run(_network(), x, y)
+            self.run(network(), x, y)
             reseeded = torch.initial_seed() != UNUSUAL
         if not torch.equal(x.detach(), x_before):
             return "x was edited in place (+=, add_, clamp_): work on a new tensor"
@@ -87,7 +86,7 @@ class _AttackCase:
         return "torch.manual_seed reseeds everyone's draws, use a generator" if reseeded else None
 
     def keeps_network(self) -> str | None:
-        f, (x, y) = _network(), _examples(-0.5, 1.5)
+        f, (x, y) = network(), examples(-0.5, 1.5)
         before = {k: v.clone() for k, v in f.state_dict().items()}
         self.run(f, x, y)
         if any(m.training for m in f.modules()):
@@ -101,7 +100,7 @@ class _AttackCase:
         return "weights or buffers of the network were changed" if changed else None
 
     def keeps_mode(self) -> str | None:
-        f, (x, y) = _network(dropout=0.5).train(), _examples(-0.5, 1.5)
+        f, (x, y) = network(dropout=0.5).train(), examples(-0.5, 1.5)
         f[1].eval()  # A frozen normalisation layer, as in fine-tuning.
         f[2].register_forward_hook(lambda m, *_: seen.append(m.training))
         seen, modes = [], [m.training for m in f.modules()]
@@ -115,7 +114,7 @@ class _AttackCase:
 
     def in_ball(self) -> str | None:
         eps = 0.01
-        f, (x, y) = _network(), _examples(-0.5, 1.5)
+        f, (x, y) = network(), examples(-0.5, 1.5)
         delta = (self.run(f, x, y, eps) - x).detach().double()
         ratio = float(norms(delta, self.kind.p).max()) / eps
         if ratio <= 1 + 1e-4:
@@ -130,19 +129,19 @@ class _AttackCase:
                 "after the last step")  # fmt: skip
 
     def in_box(self) -> str | None:
-        x, y = _examples(-0.5, 1.5)
-        z = self.run(_network(), x, y).detach()
+        x, y = examples(-0.5, 1.5)
+        z = self.run(network(), x, y).detach()
         low, high = float(z.min()), float(z.max())
         inside = low >= -1e-6 and high <= 1 + 1e-6
         return None if inside else f"pixels from {low:.2f} to {high:.2f}: clamp x + δ to [0, 1]"
 
     def nothing_at_zero(self) -> str | None:
-        x, y = _examples(-0.5, 1.5)
-        moved = float((self.run(_network(), x, y, 0.0) - x).detach().abs().max())
+        x, y = examples(-0.5, 1.5)
+        moved = float((self.run(network(), x, y, 0.0) - x).detach().abs().max())
         return f"a pixel moves by {moved:.2g} although ε = 0" if not moved < 1e-6 else None
 
     def optimum(self) -> str | None:
-        f, (x, y) = _linear(), _examples(0.4, 0.6)
+        f, (x, y) = linear(), examples(0.4, 0.6)
         z = self.run(f, x, y)
         best = step(f, x, y, self.kind(EPS), self.targeted)
         reached = self.gain(f, z, x, y) / self.gain(f, best, x, y)
@@ -155,7 +154,7 @@ class _AttackCase:
                 f"this is not the steepest {self.kind.symbol} step")  # fmt: skip
 
     def moves_what_can_move(self) -> str | None:
-        f, (x, y) = _linear(), _examples(0.4, 0.6)
+        f, (x, y) = linear(), examples(0.4, 0.6)
         g = gradient(f, x, y, self.targeted)
         large = g.abs() >= g.abs().flatten(1).topk(4).values[:, -1].view(-1, 1, 1, 1)
         x = torch.where(large, (g > 0).to(x), x)  # The largest gradients push out of the box.
@@ -166,7 +165,7 @@ class _AttackCase:
         return (ABOVE if self.optimum() else stuck) if wasted else None
 
     def grows(self) -> str | None:
-        f, (x, y) = _linear(), _examples(0.4, 0.6)
+        f, (x, y) = linear(), examples(0.4, 0.6)
         results = [self.run(f, x, y, eps) for eps in (EPS / 2, EPS, 1.0)]
         if torch.equal(results[0], results[1]):
             return "the same result for every ε: a number in place of threat.eps?"
@@ -175,7 +174,7 @@ class _AttackCase:
         return (ABOVE if self.optimum() else "a larger ε is weaker here") if weaker else None
 
     def batch(self) -> str | None:
-        f, (x, y) = _network(), _examples(-0.5, 1.5)
+        f, (x, y) = network(), examples(-0.5, 1.5)
         x[0] = 0.4 + 0.2 * x[0]
         whole = self.run(f, x, y)
         parts = torch.cat([self.run(f, x[i : i + 1], y[i : i + 1]) for i in range(len(x))])
@@ -184,17 +183,17 @@ class _AttackCase:
                                   "a min, max, norm, mean or `if` over the whole batch")  # fmt: skip
 
     def double(self) -> str | None:
-        f, (x, y) = _network().double(), _examples(-0.5, 1.5, dtype=torch.float64)
+        f, (x, y) = network().double(), examples(-0.5, 1.5, dtype=torch.float64)
         z = self.run(f, x, y)
         return None if z.dtype == x.dtype else f"returns {z.dtype} for images of {x.dtype}"
 
     def flat(self) -> str | None:
-        x, y = _examples(-0.5, 1.5)
-        z = self.run(_linear(scale=0.0), x, y)
+        x, y = examples(-0.5, 1.5)
+        z = self.run(linear(scale=0.0), x, y)
         return None if z.isfinite().all() else "0 / 0: divide by max(norm, tiny)"
 
     def sure(self) -> str | None:
-        f, (x, _) = _linear(scale=40.0), _examples(0.3, 0.7, 64)
+        f, (x, _) = linear(scale=40.0), examples(0.3, 0.7, 64)
         y = f(x).argmax(1)
         with torch.no_grad():
             lead = -margin(f(x), y)
@@ -208,7 +207,7 @@ class _AttackCase:
         return (ABOVE if self.optimum() else rounding) if lost else None
 
     def beats_noise(self) -> str | None:
-        f, (x, _) = _network(), _examples(-0.5, 1.5, 64)
+        f, (x, _) = network(), examples(-0.5, 1.5, 64)
         y = f(x).argmax(1) if not self.targeted else (f(x).argmax(1) + 1) % 3
         gain = self.gain(f, self.run(f, x, y, 0.1), x, y)
         threat = self.kind(0.1)
@@ -248,4 +247,9 @@ def check_attack(attack: Attack, norm: str = "linf", *, targeted: bool = False) 
     """
     if norm not in THREATS:
         raise ValueError(f"check_attack: norm={norm!r}, allowed are {', '.join(THREATS)}")
-    return examine(attack, _AttackCase(attack, THREATS[norm], targeted).claims())
+    return examine(attack, claims_of(attack, THREATS[norm], targeted=targeted))
+
+
+def claims_of(attack: Attack, kind: type[Threat], *, targeted: bool = False) -> Claims:
+    """The properties that `check_attack` tries, for checkers that try more."""
+    return _AttackCase(attack, kind, targeted).claims()

@@ -12,7 +12,9 @@ from advlearn import models
 from advlearn.attacks import Attack, fgsm
 from advlearn.evaluation import paired, predict
 from advlearn.exercises.attack import SHAPE
+from advlearn.exercises.diagnosis import examine_diagnosis
 from advlearn.exercises.report import Finding, Report, Unusable, examine
+from advlearn.exercises.watched import Watched
 from advlearn.gradients import input_grad
 from advlearn.losses import cross_entropy
 from advlearn.tensors import frozen, generator
@@ -102,16 +104,6 @@ def _greedy(g: Tensor, room: Tensor, eps: float, key: Tensor) -> Tensor:
     return torch.zeros_like(g).scatter(1, order, spent) * g.sign()
 
 
-class _Counting(nn.Module):
-    def __init__(self, f: nn.Module) -> None:
-        super().__init__()
-        self.f, self.calls = f, 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        return self.f(x)
-
-
 def _two_classes() -> tuple[nn.Module, Tensor, Tensor, Tensor]:
     """A linear network, interior images, labels, and the exact smallest ε of every image."""
     f = models.linear(SHAPE, 2).eval()
@@ -165,7 +157,7 @@ def check_smallest_eps(search: Callable[..., Tensor]) -> Report:
         return f"off by {float((eps - exact).abs().max()):.2g}, allowed is tol = {tol:g}"
 
     def cheap() -> str | None:
-        counting = _Counting(f)
+        counting = Watched(f)
         search(counting, x, y, hi, tol)
         allowed = 2 * math.ceil(math.log2(hi / tol)) + 6
         return None if counting.calls <= allowed else (
@@ -216,26 +208,7 @@ def _flawed(bug: str) -> Attack:
 
 def check_diagnosis(diagnose: Callable[[Attack], str], suspects: Mapping[str, Attack]) -> Report:
     """Try `diagnose(attack) -> name of the bug` on the suspects and on other attacks."""
-
-    def tries(attack: Attack, truth: str, shown: str) -> Callable[[], str | None]:
-        def test() -> str | None:
-            answer = diagnose(attack)
-            if answer not in BUGS:
-                return f"answers {answer!r}, allowed are {', '.join(BUGS)}"
-            if answer == truth:
-                return None
-            if answer == "none":
-                return "acquitted, but it is broken"
-            return f"found guilty of {answer!r}" + (", but it is right" if truth == "none" else "") + shown
-
-        return test
-
-    claims = [(f"suspect {name}", tries(suspects[name], bug, ", wrongly"))
-              for name, bug in SUSPECTS.items()]  # fmt: skip
-    claims += [("the package's FGSM", tries(fgsm, "none", "")),
-               *((f"another attack with the bug {bug!r}", tries(_flawed(bug), bug, ", wrongly"))
-                 for bug in BUGS if bug != "none")]  # fmt: skip
-    return examine(diagnose, claims)
+    return examine_diagnosis(diagnose, BUGS, suspects, SUSPECTS, fgsm, _flawed)
 
 
 Transfer = Callable[[Sequence[nn.Module], Tensor, Tensor, Threat], Tensor]

@@ -1,0 +1,109 @@
+"""How soon is a network robust? Training from random weights, timed, then PGD with restarts.
+
+    python bench/time_to_robustness.py --width 2 --epochs 6          # chooses: validation images
+    python bench/time_to_robustness.py --width 2 --epochs 6 --test   # once, at the end
+    python bench/time_to_robustness.py --data digits --epochs 2 --attack-steps 10 --restarts 2
+
+The small network on MNIST, ε = 0.3, in this process alone. Options are chosen on the last 5,000
+training images, which are not trained on; `--test` judges all test images. Seconds are those of
+`fit`, from random weights to the last step, the data in memory; nothing is validated meanwhile.
+CPU seconds are printed too: on a busy machine the wall clock says little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from functools import partial
+
+import lightning_fabric  # noqa: F401 (`fit` would import it on the clock)
+import torch
+
+from advlearn import data, losses, models, provenance
+from advlearn.attacks import pgd
+from advlearn.evaluation import worst_case
+from advlearn.threats import Linf
+from advlearn.training import Objective, adversarial, fgsm_training, fit, free, trades, trapezoid
+
+HELD_OUT = {"mnist": 5000, "digits": 200}
+
+
+def parser() -> argparse.ArgumentParser:
+    """All that may be chosen; the default is the quick trial of the issue's kind, PGD-5."""
+    options = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    add = options.add_argument
+    add("--data", choices=HELD_OUT, default="mnist")
+    add("--eps", type=float, default=0.3)
+    add("--width", type=float, default=2, help="of small_conv")
+    add("--objective", choices=("pgd", "trades", "fgsm", "free"), default="pgd")
+    add("--steps", type=int, default=5, help="of the inner attack")
+    add("--step-size", type=float, default=0.1, help="of the inner attack and of free")
+    add("--loss", choices=("cross_entropy", "margin", "dlr"), default="cross_entropy",
+        help="inside, for pgd")  # fmt: skip
+    add("--beta", type=float, default=6.0, help="of trades")
+    add("--replays", type=int, default=1, help="of free")
+    add("--ramp", type=float, default=0.3, help="share of the training over which ε grows")
+    add("--epochs", type=int, default=6)
+    add("--batch-size", type=int, default=128)
+    add("--lr", type=float, default=2e-3)
+    add("--weight-decay", type=float, default=0.0)
+    add("--warmup", type=float, default=0.05, help="of the learning rate")
+    add("--decay-from", type=float, default=0.5, help="of the learning rate")
+    add("--average", type=float, default=0.0, help="decay of the moving average of the weights")
+    add("--precision", default="32-true")
+    add("--seed", type=int, default=0)
+    add("--threads", type=int, default=2)
+    add("--attack-steps", type=int, default=100, help="of the judge's PGD, each of 0.01")
+    add("--restarts", type=int, default=20)
+    add("--images", type=int, help="judge a random sample of this many validation images")
+    add("--test", action="store_true", help="judge all test images; never to choose by")
+    return options
+
+
+def objective(args: argparse.Namespace) -> Objective:
+    """What the arguments say is minimised."""
+    threat, ramp = Linf(args.eps), args.ramp
+    attack = partial(pgd, steps=args.steps)
+    if args.objective == "fgsm":
+        return fgsm_training(threat, ramp=ramp)
+    if args.objective == "free":
+        return free(threat, step_size=args.step_size, ramp=ramp)
+    if args.objective == "trades":
+        return trades(threat, attack, args.beta, step_size=args.step_size, ramp=ramp)
+    if args.loss != "cross_entropy":
+        attack = partial(attack, loss=getattr(losses, args.loss))
+    return adversarial(threat, attack, step_size=args.step_size, ramp=ramp)
+
+
+def main() -> None:
+    args = parser().parse_args()
+    torch.set_num_threads(args.threads)
+    images, kept = data.load(args.data, "train").split_off(HELD_OUT[args.data])
+    model = models.small_conv(images.shape, args.width, seed=args.seed)
+    about = {**provenance.stamp("cpu"), "load_before": os.getloadavg()[0]}
+    wall, cpu = time.perf_counter(), time.process_time()
+    fit(model, images, objective(args), epochs=args.epochs, batch_size=args.batch_size,
+        replays=args.replays, lr=args.lr, weight_decay=args.weight_decay,
+        schedule=trapezoid(args.warmup, args.decay_from), average=args.average,
+        seed=args.seed, precision=args.precision)  # fmt: skip
+    seconds = {"seconds": round(time.perf_counter() - wall, 1),
+               "cpu_seconds": round(time.process_time() - cpu, 1)}  # fmt: skip
+    print(f"{seconds['seconds']} s of training, {seconds['cpu_seconds']} s of processor time, "
+          f"{about['hardware']}, load {about['load_before']:.1f} before", flush=True)
+
+    if args.test and args.images:
+        raise SystemExit("--test judges all test images: leave out --images")
+    judged = data.load(args.data, "test") if args.test else kept.subset(args.images or len(kept))
+    attack = partial(pgd, steps=args.attack_steps, step_size=0.01)
+    result = worst_case(model, *judged.tensors(), Linf(args.eps), [attack] * args.restarts,
+                        index=judged.index, progress=True)  # fmt: skip
+    which = "test" if args.test else "validation"
+    print(f"{which} images, PGD-{args.attack_steps} × {args.restarts}: {result}")
+    print(json.dumps({**vars(args), **about, **seconds, "judged": which,
+                      "result": result.to_dict() | {"attacks": len(result.names)}}))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,19 @@
+"""Figures: arrays in, matplotlib `Figure` out. No function here calls a model."""
+
+from advlearn.plotting.images import Slider, filters, image_grid, strips
+from advlearn.plotting.lines import along_direction, curves, histograms, labelled, panels, runs
+from advlearn.plotting.planes import heatmaps, regions, surface
+from advlearn.plotting.style import (
+    FAINT,
+    NATURAL,
+    OTHER,
+    PALETTE,
+    RANDOM,
+    ROBUST,
+    THEORY,
+    style,
+)
+
+__all__ = ["FAINT", "NATURAL", "OTHER", "PALETTE", "RANDOM", "ROBUST", "THEORY", "Slider",
+           "along_direction", "curves", "filters", "heatmaps", "histograms", "image_grid", "labelled",
+           "panels", "regions", "runs", "strips", "style", "surface"]  # fmt: skip
