@@ -229,3 +229,18 @@ def test_the_checks_find_planted_faults(tmp_path):
     assert len(broken_links(tmp_path)) == 2
     assert len(loaded_from_elsewhere(tmp_path)) == 4
     assert len(images_without_words(tmp_path)) == 1
+
+
+def test_a_figure_keeps_what_it_shows_and_loses_digits():
+    sys.path.insert(0, str(ROOT / "book" / "_ext"))
+    from book_slim import plainer
+
+    svg = """<svg><metadata>made by matplotlib</metadata><!-- a tick -->
+  <defs><path id="used" d="M 0 -1.1234567 L 12.987654 3.04" transform="scale(0.015625)"/></defs>
+  <g id="idle"><use xlink:href="#used" transform="translate(10.123456 7.06) scale(0.12 -0.12)" x="1.98"/>
+  <image xlink:href="data:image/png;base64,aB1+/9.123456=="/></g></svg>"""
+    small = plainer(svg)
+    assert 'd="M 0 -1.1 L 13 3"' in small and 'x="2"' in small
+    assert 'translate(10.1 7.1) scale(0.12 -0.12)' in small and 'scale(0.015625)' in small
+    assert "base64,aB1+/9.123456==" in small and 'id="used"' in small
+    assert not any(gone in small for gone in ("metadata", "tick", "idle", "  "))

@@ -61,6 +61,15 @@ LABELS = {
     "digits_pgd5_fgsm": "digits, ε = 0.3, PGD-5-trained: FGSM, %",
     "digits_pgd5_pgd20": "digits, ε = 0.3, PGD-5-trained: PGD, 20 steps, %",
 }
+LABELS |= {
+    f"race_{key}_{kind}": f"{training}: {what}, %"
+    for key, training in {
+        "natural": "natural training", "fgsm": "FGSM training",
+        "fgsm_rs": "FGSM training, random start", "free": "free training",
+        "pgd2": "PGD-2 training", "pgd5": "PGD-5 training", "mixture": "mixture",
+    }.items()
+    for kind, what in {"clean": "clean", "fgsm": "FGSM", "pgd40": "PGD-40"}.items()
+} | {"standard": "robust network, standard evaluation, %"}  # fmt: skip
 
 
 def percent(value):

@@ -3,7 +3,8 @@
 The theme brings all of Font Awesome (1.5 MB of script) and all of Bootstrap (0.4 MB of rules).
 After the build, the script is replaced by one that knows just the icons found in the pages, and
 rules for classes that no page and no script names are taken out of the style sheets. Search
-scripts stay on the search page only.
+scripts stay on the search page only. Matplotlib writes six decimals of a 72nd of an inch, and a
+name for every line: figures keep one decimal, and the names that something refers to.
 """
 
 import json
@@ -113,6 +114,26 @@ def fewer_rules(css, used):
     return "".join(out)
 
 
+def plainer(svg):
+    """A figure with one decimal in its coordinates, and without what nothing refers to."""
+    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.S)
+    svg = re.sub(r'( (?:d|x|y|points|transform)=")(translate[^"]*|[^"(]*)(")', _one_decimal, svg)
+    named = set(re.findall(r"#([\w-]+)", svg))
+    svg = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in named else "", svg)
+    return re.sub(r"\n\s*", "\n", svg)
+
+
+def _one_decimal(match):
+    before, scale, after = match[2].partition("scale")  # A glyph's scale is a small number.
+    rounded = re.sub(r"-?\d+\.\d+", lambda m: f"{float(m[0]):.1f}".removesuffix(".0"), before)
+    return (
+        match[1]
+        + re.sub(r"\s+", " ", rounded).strip()
+        + (" " + scale + after if scale else "")
+        + match[3]
+    )
+
+
 def slim(app, error):
     static = Path(app.outdir, "_static")
     if error or app.builder.format != "html":
@@ -136,6 +157,10 @@ def slim(app, error):
     for pattern in SHEETS:
         for sheet in static.glob(pattern):
             sheet.write_text(fewer_rules(sheet.read_text(encoding="utf8"), words), encoding="utf8")
+    for figure in Path(app.outdir, "_images").glob("*.svg"):
+        text = figure.read_text(encoding="utf8")
+        if "matplotlib" in text.lower():
+            figure.write_text(plainer(text), encoding="utf8")
     for pattern in ("*.js.map", "*.css.map", "fontawesome/webfonts/*"):
         for leftover in static.rglob(pattern):
             leftover.unlink()

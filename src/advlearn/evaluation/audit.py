@@ -202,7 +202,7 @@ def _repeats(f: Classifier, x: Tensor, logits: Tensor, batch_size: int) -> Flag:
     differ = (again - logits).abs().amax(1) > 1e-3 * logits.abs().amax()
     share = float(differ.double().mean())
     return Flag("the verdict does not repeat", bool(differ.any()),
-                f"logits differ between two calls: {100 * share:.0f} % of the images",
+                f"logits differ between two calls: {100 * share:.0f} %",
                 "A random network turns every retry into another lottery ticket: judge it by "
                 "votes, and attack its mean.")  # fmt: skip
 

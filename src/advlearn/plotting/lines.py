@@ -126,7 +126,7 @@ def runs(
     """
     n = len(titles)
     fig, axes = plt.subplots(len(panels), n, sharex=True, sharey="row", squeeze=False,
-                             layout="constrained", dpi=150,
+                             layout="constrained", dpi=90,
                              figsize=(2.1 * n + 0.6, 1.9 * len(panels) + 0.4))  # fmt: skip
     for row, (name, columns) in zip(axes, panels.items(), strict=True):
         for ax, lines in zip(row, columns, strict=True):

@@ -35,9 +35,9 @@ def surface(
         colors: name -> colour; others follow the palette.
         axes: names of abscissa and ordinate.
     """
-    fig, ax = plt.subplots(figsize=(5.6, 4.4), layout="constrained", dpi=150)
-    drawn = ax.imshow(values, origin="lower", extent=extent, cmap="Greys_r", interpolation="bilinear")
-    ax.contour(values, levels=8, extent=extent, colors=FAINT, linewidths=0.5).set_rasterized(True)
+    fig, ax = plt.subplots(figsize=(5.6, 4.4), layout="constrained")
+    drawn = ax.imshow(values, origin="lower", extent=extent, cmap="Greys_r", interpolation="none")
+    ax.contour(values, levels=8, extent=extent, colors=FAINT, linewidths=0.5)
     fig.colorbar(drawn, ax=ax, label=label)
     if frame:
         left, right, bottom, top = frame
