@@ -1,7 +1,7 @@
 """How fast are the attacks? One table, ours beside other libraries, measured in one run.
 
-    make bench                           # TIME minutes of one quiet core
-    make bench ARGS="--quick"            # QUICK
+    make bench                           # twenty minutes of one quiet core
+    make bench ARGS="--quick"            # two and a half
     make bench ARGS="--threads 2"
     make bench ARGS="--only 1"           # one of the four parts
 

@@ -109,8 +109,8 @@ def changed(z, x):
 
 def test_squares_of_the_published_size_everywhere(monkeypatch):
     """On a network that refuses all, the start stays and the squares can be seen one by one."""
-    asked, queries, rest, paint = Asked(Stubborn()), 400, [], search._paint
-    monkeypatch.setattr(search, "_paint", lambda *a: rest.append(paint(*a)) or rest[-1])
+    asked, queries, rest, numbers, paint = Asked(Stubborn()), 400, [], [], search._paint
+    monkeypatch.setattr(search, "_paint", lambda *a: numbers.append(a[-1]) or rest.append(paint(*a)) or rest[-1])
     x = torch.full((3, 2, 14, 11), 0.5, dtype=torch.float64)
     start = uniform01(3, 2, 14, 11)
     square(asked, x, torch.zeros(3, dtype=torch.long), Linf(0.1), queries=queries, start=start)
@@ -122,6 +122,7 @@ def test_squares_of_the_published_size_everywhere(monkeypatch):
     assert torch.equal(first, first[:, :, :1].expand_as(first)), "stripes"
     assert torch.allclose((first - 0.5).abs(), torch.full_like(x, 0.1)) and len(rest) == queries - 1
     assert first.std(dim=(0, 3)).min() > 0 and first.std(dim=(1, 3)).min() > 0
+    assert torch.cat(numbers)[:, :2].unique(dim=0).shape == (3 * (queries - 1), 2), "numbers used twice"
     seen, colours = [], set()
     for i, query in enumerate(rest):
         side = min(max(round(math.sqrt(0.8 * 14 * 11 / 2 ** sum(25 * i > t for t in search.HALVED_AT))), 1), 11)
@@ -246,6 +247,17 @@ def test_the_start_is_the_key_of_the_search(threat):
     assert not torch.equal(run(start=one), run(start=one, seed=1))
     assert not torch.equal(run(start=one, queries=1), run(start=one, seed=1, queries=1))
     assert torch.equal(run(), run(start=x)), "without a start the image is the key"
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=IDS)
+def test_every_example_searches_by_itself(threat):
+    """Others that are fooled, and leave, change nothing for those that stand."""
+    f, (x, y) = network("digits-small-natural").double(), digits(40).tensors()
+    x = x.double()
+    whole = square(f, x, y, threat, queries=150)
+    order = torch.randperm(40, generator=generator(0))
+    parts = torch.cat([square(f, x[rows], y[rows], threat, queries=150) for rows in order.split(9)])
+    assert torch.allclose(parts[order.argsort()], whole, rtol=0, atol=1e-9)
 
 
 def test_keeps_what_raises_the_loss():
