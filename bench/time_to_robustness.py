@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     add("--objective", choices=("pgd", "trades", "fgsm", "free"), default="pgd")
     add("--steps", type=int, default=5, help="of the inner attack")
     add("--step-size", type=float, default=0.1, help="of the inner attack and of free")
+    add("--resume", action="store_true", help="pgd: start where the last epoch's attack ended")
     add("--loss", choices=("cross_entropy", "margin", "dlr"), default="cross_entropy",
         help="inside, for pgd")  # fmt: skip
     add("--beta", type=float, default=6.0, help="of trades")
@@ -77,11 +78,11 @@ def objective(args: argparse.Namespace) -> Objective:
         return trades(threat, attack, args.beta, step_size=args.step_size, ramp=ramp)
     if args.loss != "cross_entropy":
         attack = partial(attack, loss=getattr(losses, args.loss))
-    return adversarial(threat, attack, step_size=args.step_size, ramp=ramp)
+    return adversarial(threat, attack, step_size=args.step_size, ramp=ramp, resume=args.resume)
 
 
-def main() -> None:
-    args = parser().parse_args()
+def measure(args: argparse.Namespace) -> dict[str, object]:
+    """Train, judge, say so: arguments, provenance, seconds and accuracies."""
     torch.set_num_threads(args.threads)
     images, kept = data.load(args.data, "train").split_off(HELD_OUT[args.data])
     model = models.small_conv(images.shape, args.width, seed=args.seed)
@@ -106,9 +107,9 @@ def main() -> None:
                    "clean": result.clean_accuracy}  # fmt: skip
     line = {**vars(args), **about, **seconds, "judged": which, "images": len(judged),
             "values": values}  # fmt: skip
-    print(json.dumps(line))
     if args.record:
         keep(line)
+    return line
 
 
 def judges(test: bool) -> dict[str, list[Attack]]:
@@ -132,4 +133,4 @@ def keep(line: dict[str, object]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    print(json.dumps(measure(parser().parse_args())))
