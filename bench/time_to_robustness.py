@@ -62,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     add("--threads", type=int, default=2)
     add("--images", type=int, default=1000, help="a random sample of the validation images")
     add("--test", action="store_true", help="judge all test images; never to choose by")
+    add("--label", default="", help="how a table calls it")
     add("--record", action="store_true", help="keep the numbers in data/results")
     return options
 
@@ -105,7 +106,7 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
         print(f"{which} images, {name}: {result}", flush=True)
         values |= {name: result.accuracy, f"{name} interval": result.interval,
                    "clean": result.clean_accuracy}  # fmt: skip
-    line = {**vars(args), **about, **seconds, "judged": which, "images": len(judged),
+    line = {"profile": which, "asked": vars(args), **about, **seconds, "images": len(judged),
             "values": values}  # fmt: skip
     if args.record:
         keep(line)
@@ -125,10 +126,9 @@ def keep(line: dict[str, object]) -> None:
     """Store the line; it replaces an earlier one with the same arguments."""
     path = storage.shipped() / "results" / "time_to_robustness.json"
     lines = json.loads(path.read_text(encoding="utf8"))["runs"] if path.is_file() else []
-    asked = vars(parser().parse_args([])).keys()
-    lines = [old for old in lines if any(old.get(k) != line[k] for k in asked)] + [line]
+    lines = [old for old in lines if old["asked"] != line["asked"]] + [line]
     with storage.atomic(path) as temporary:
-        temporary.write_text(json.dumps({"runs": lines}, indent=1, ensure_ascii=False) + "\n",
+        temporary.write_text(json.dumps({"tabled": False, "runs": lines}, indent=1, ensure_ascii=False) + "\n",
                              encoding="utf8")  # fmt: skip
 
 

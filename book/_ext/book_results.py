@@ -244,7 +244,7 @@ class RecordedRuns(Lines):
     def run(self):
         lines = []
         for path in self.files("data/results"):
-            if path.name != Path(PAPERS).name and "runs" in (record := self.read(path)):
+            if path.name != Path(PAPERS).name and (record := self.read(path)).get("tabled", "runs" in record):
                 lines += runs_table(path.stem, record["runs"])
         return self.show(lines or ["No recorded run is part of this version yet."])
 
