@@ -19,11 +19,12 @@ import json
 import os
 import time
 from functools import partial
+from pathlib import Path
 
 import lightning_fabric  # noqa: F401 (`fit` would import it on the clock)
 import torch
 
-from advlearn import data, losses, models, provenance, storage
+from advlearn import data, losses, models, provenance, storage, zoo
 from advlearn.attacks import Attack, apgd, pgd, standard_attack, toward
 from advlearn.evaluation import worst_case
 from advlearn.losses import dlr_targeted
@@ -34,23 +35,24 @@ HELD_OUT = {"mnist": 5000, "digits": 200}
 
 
 def parser() -> argparse.ArgumentParser:
-    """All that may be chosen; the default is the quick trial of the issue's kind, PGD-5."""
+    """All that may be chosen; the defaults are what was chosen."""
     options = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     add = options.add_argument
     add("--data", choices=HELD_OUT, default="mnist")
     add("--eps", type=float, default=0.3, help="that is judged")
-    add("--train-eps", type=float, help="of the training (default: the same)")
-    add("--width", type=float, default=2, help="of small_conv")
+    add("--train-eps", type=float, default=0.32, help="of the training")
+    add("--width", type=float, default=1, help="of small_conv")
     add("--objective", choices=("pgd", "trades", "fgsm", "free"), default="pgd")
-    add("--steps", type=int, default=5, help="of the inner attack")
+    add("--steps", type=int, default=1, help="of the inner attack")
     add("--step-size", type=float, default=0.1, help="of the inner attack and of free")
-    add("--resume", action="store_true", help="pgd: start where the last epoch's attack ended")
+    add("--resume", action=argparse.BooleanOptionalAction, default=True,
+        help="pgd: start where the attack of the epoch before ended")  # fmt: skip
     add("--loss", choices=("cross_entropy", "margin", "dlr"), default="cross_entropy",
         help="inside, for pgd")  # fmt: skip
     add("--beta", type=float, default=6.0, help="of trades")
     add("--replays", type=int, default=1, help="of free")
     add("--ramp", type=float, default=0.3, help="share of the training over which ε grows")
-    add("--epochs", type=int, default=6)
+    add("--epochs", type=int, default=36)
     add("--batch-size", type=int, default=128)
     add("--lr", type=float, default=2e-3)
     add("--weight-decay", type=float, default=0.0)
@@ -63,13 +65,14 @@ def parser() -> argparse.ArgumentParser:
     add("--images", type=int, default=1000, help="a random sample of the validation images")
     add("--test", action="store_true", help="judge all test images; never to choose by")
     add("--label", default="", help="how a table calls it")
+    add("--save", type=Path, help="keep the weights in this .safetensors file")
     add("--record", action="store_true", help="keep the numbers in data/results")
     return options
 
 
 def objective(args: argparse.Namespace) -> Objective:
     """What the arguments say is minimised."""
-    threat, ramp = Linf(args.train_eps or args.eps), args.ramp
+    threat, ramp = Linf(args.train_eps), args.ramp
     attack = partial(pgd, steps=args.steps)
     if args.objective == "fgsm":
         return fgsm_training(threat, ramp=ramp)
@@ -98,6 +101,8 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
     print(f"{seconds['seconds']} s of training, {seconds['cpu_seconds']} s of processor time, "
           f"{about['hardware']}, load {about['load_before']:.1f} before", flush=True)
 
+    if args.save:
+        zoo.save_weights(model, args.save)
     judged = data.load(args.data, "test") if args.test else kept.subset(args.images)
     which, values = "test" if args.test else "validation", {}
     for name, attacks in judges(args.test).items():
@@ -106,7 +111,8 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
         print(f"{which} images, {name}: {result}", flush=True)
         values |= {name: result.accuracy, f"{name} interval": result.interval,
                    "clean": result.clean_accuracy}  # fmt: skip
-    line = {"profile": which, "asked": vars(args), **about, **seconds, "images": len(judged),
+    asked = {k: v for k, v in vars(args).items() if k not in ("save", "record")}
+    line = {"profile": which, "asked": asked, **about, **seconds, "images": len(judged),
             "values": values}  # fmt: skip
     if args.record:
         keep(line)
