@@ -5,8 +5,8 @@
     python bench/time_to_robustness.py --data digits --epochs 20 --images 100
 
 The small network on MNIST, ε = 0.3, in this process alone. The defaults are what was chosen, on the
-last 5,000 training images, which are not trained on: by PGD-100 and Auto-PGD toward the two most
-likely wrong classes, on `--images` of them. `--test` judges all test images by PGD-100 with 20
+last 5,000 training images, which are not trained on: by PGD-100, Auto-PGD toward the two most
+likely wrong classes and the Square Attack, on `--images` of them. `--test` judges all test images by PGD-100 with 20
 restarts and by the standard evaluation. Seconds are those of `fit`, from random weights to the last
 step, the data in memory; nothing is validated meanwhile. Processor seconds are printed too: on a
 busy machine the wall clock says little. `--record` keeps the numbers in `data/results`.
@@ -25,7 +25,7 @@ import lightning_fabric  # noqa: F401 (`fit` would import it on the clock)
 import torch
 
 from advlearn import data, losses, models, provenance, storage, zoo
-from advlearn.attacks import Attack, apgd, pgd, standard_attack, toward
+from advlearn.attacks import Attack, apgd, pgd, square, standard_attack, toward
 from advlearn.evaluation import worst_case
 from advlearn.losses import dlr_targeted
 from advlearn.threats import Linf
@@ -110,7 +110,7 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
                             index=judged.index, progress=True)  # fmt: skip
         print(f"{which} images, {name}: {result}", flush=True)
         values |= {name: result.accuracy, f"{name} interval": result.interval,
-                   "clean": result.clean_accuracy}  # fmt: skip
+                   f"{name} trace": result.trace, "clean": result.clean_accuracy}  # fmt: skip
     asked = {k: v for k, v in vars(args).items() if k not in ("save", "record")}
     line = {"profile": which, "asked": asked, **about, **seconds, "images": len(judged),
             "values": values}  # fmt: skip
@@ -125,7 +125,8 @@ def judges(test: bool) -> dict[str, list[Attack]]:
     if test:
         return {"PGD-100 × 20": 20 * [pgd100], "standard evaluation": list(standard_attack().values())}
     aimed = [toward(k, climb, between=dlr_targeted) for k in (1, 2)]
-    return {"PGD-100": [pgd100], "PGD-100, Auto-PGD toward 2": [pgd100, *aimed]}
+    return {"PGD-100": [pgd100], "PGD-100, Auto-PGD toward 2": [pgd100, *aimed],
+            "and Square": [pgd100, *aimed, partial(square, queries=2000)]}  # fmt: skip
 
 
 def keep(line: dict[str, object]) -> None:
