@@ -10,7 +10,8 @@ from advlearn import plotting
 
 @pytest.mark.parametrize("second", [(840, 78.8), (800, 80.0), (840, 78.5), (360, 0.0)])
 def test_names_of_neighbouring_points_do_not_overlap(second):
-    points = {"natural": (120, 0.0), "PGD-5": (360, 79.0), "mixture": (840, 78.5), "TRADES": second}
+    points = {"natural": (120, 0.0), "PGD-2": (360, 79.0), "PGD-5": (720, 81.5),
+              "mixture": (840, 78.5), "TRADES": second}
     fig = plotting.labelled(points, xlabel="gradients", ylabel="accuracy")
     fig.canvas.draw()
     (ax,) = fig.axes

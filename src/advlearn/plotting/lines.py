@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from advlearn.plotting.style import FAINT, PALETTE, RANDOM
 
@@ -174,16 +175,20 @@ def panels(
 
 
 def labelled(points: Mapping[str, tuple[float, float]], *, xlabel: str, ylabel: str) -> Figure:
-    """Named points in the plane, each with its name beside it."""
+    """Named points in the plane, each with its name beside it, where no other name stands."""
     fig, ax = plt.subplots(layout="constrained")
-    width, height = (max(v) - min(v) for v in zip(*points.values(), strict=True))
-    named: list[tuple[float, float]] = []
-    for color, (name, at) in zip(itertools.cycle(PALETTE), points.items(), strict=False):
+    for color, at in zip(itertools.cycle(PALETTE), points.values(), strict=False):
         ax.plot(*at, "o", color=color, ms=7)
-        # A second name at nearly the same place goes below its point.
-        met = any(abs(at[0] - a) <= width / 5 and abs(at[1] - b) <= height / 20 for a, b in named)
-        ax.annotate(name, at, xytext=(7, -12 if met else 4), textcoords="offset points", fontsize=9)
-        named.append(at)
     ax.margins(x=0.2, y=0.12)
     ax.set(xlabel=xlabel, ylabel=ylabel)
+    fig.canvas.draw()  # Only now is it known where a name would stand.
+    taken: list[Bbox] = []
+    for name, at in points.items():
+        text = ax.annotate(name, at, xytext=(7, 4), textcoords="offset points", fontsize=9)
+        for place, align in (((7, 4), "left"), ((7, -12), "left"), ((-7, 4), "right"),
+                             ((-7, -12), "right")):  # fmt: skip
+            text.set(position=place, ha=align)
+            if not any(text.get_window_extent().overlaps(box) for box in taken):
+                break
+        taken.append(text.get_window_extent())
     return fig
