@@ -70,6 +70,8 @@ def main() -> int:
     env = {"ADVLEARN_PROFILE": args.profile}
     if args.reference:
         env["TQDM_DISABLE"] = "1"  # bars are for the live reader
+    if args.record:
+        env["ADVLEARN_RECORDING"] = "1"  # the bands must not choose the runs that make them
     parameters = {} if args.seed is None else {"seed": args.seed}
     rows, outs = [], []
     with tempfile.TemporaryDirectory() as kernels:

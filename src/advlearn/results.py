@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import json
 import math
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,6 @@ from dataclasses import dataclass
 from advlearn import provenance, storage
 
 HEADLINE = "application/vnd.advlearn.headline+json"
-# 97.5 % points of Student's t with 1, 2, ... degrees of freedom.
-_T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 def _read(name: str) -> dict[str, object]:
@@ -52,29 +51,58 @@ def record(
 
 @dataclass(frozen=True)
 class Band:
-    """Where another seed's value should fall: a 95 % prediction interval from recorded seeds."""
+    """Where another seed's value should fall: prediction intervals from recorded seeds.
+
+    Attributes:
+        mean: over the recorded seeds.
+        low, high: the 95 % interval of this number alone. Of twenty numbers one falls outside by
+            chance.
+        far: how far from the mean the number may be if *all* numbers of a run are to stay within
+            as much, with 95 % (Bonferroni's correction). `value in band` asks for that.
+        seeds: how many were recorded.
+    """
 
     mean: float
     low: float
     high: float
+    far: float
     seeds: int
 
     def __contains__(self, value: float) -> bool:
-        return self.low <= value <= self.high
+        return abs(value - self.mean) <= self.far + 1e-12
 
 
 def band(runs: Sequence[Mapping[str, object]], key: str) -> Band | None:
-    """Student's prediction interval of `key` over recorded runs; None with fewer than three.
+    """Student's prediction intervals of `key` over recorded runs; None with fewer than three.
 
-    mean ± t · s · √(1 + 1/m) for m seeds: the interval for one more seed, not for the mean.
+    mean ± t · s · √(1 + 1/m) for m seeds: for one more seed, not for the mean. None as well while
+    a run is being recorded ($ADVLEARN_RECORDING): a band must not choose the runs that make it.
     """
     values = [float(run["values"][key]) for run in runs if key in run["values"]]
     m = len(values)
-    if m < 3:
+    if m < 3 or os.environ.get("ADVLEARN_RECORDING"):
         return None
-    mean, s = statistics.fmean(values), statistics.stdev(values)
-    half = _T975[min(m - 1, len(_T975)) - 1] * s * math.sqrt(1 + 1 / m)
-    return Band(mean, mean - half, mean + half, m)
+    mean, s = statistics.fmean(values), statistics.stdev(values) * math.sqrt(1 + 1 / m)
+    numbers = max(len(run["values"]) for run in runs)
+    half, far = (student(0.05 / k, m - 1) * s for k in (1, numbers))
+    return Band(mean, mean - half, mean + half, far, m)
+
+
+def student(tail: float, dof: int) -> float:
+    """The t with P(|T| > t) = tail for Student's T with `dof` = 1, 2, … degrees of freedom.
+
+    By bisection of the finite series for integer degrees (Abramowitz and Stegun, 26.7.3 and 4).
+    """
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        angle = (low + high) / 2
+        cos, sin = math.cos(angle), math.sin(angle)
+        term, total = (cos if dof % 2 else 1.0), 0.0
+        for j in range(dof % 2, dof - 1, 2):
+            total, term = total + term, term * cos * cos * (j + 1) / (j + 2)
+        inside = 2 / math.pi * (angle + sin * total) if dof % 2 else sin * total
+        low, high = (angle, high) if inside < 1 - tail else (low, angle)
+    return math.sqrt(dof) * math.tan(low)
 
 
 @dataclass(frozen=True)
@@ -163,7 +191,7 @@ def compare(
         if b is not None:
             seeds.add(b.seeds)
             book = percent(b.mean, (max(0, b.low), min(1, b.high)))
-            inside = "yes" if row.value in b else "NO"
+            inside = "yes" if b.low <= row.value <= b.high else "NO"
         lines.append([row.label, paper, book, percent(row.value, row.interval), inside])
     book = f"book [band], {max(seeds)} seeds" if seeds else "book [band]"
     return Table(["", "paper", book, "you [95 %]", "in band"], lines, caption)
