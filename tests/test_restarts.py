@@ -3,11 +3,16 @@
 import itertools
 
 import pytest
+import record_restarts
 import torch
+from helpers import digits
 from scipy import stats
 
-from advlearn.evaluation import excluded, expected_accuracy, largest_gap, unseen
-from advlearn.tensors import generator
+from advlearn import zoo
+from advlearn.evaluation import excluded, expected_accuracy, largest_gap, predict, unseen
+from advlearn.losses import cross_entropy
+from advlearn.tensors import Keyed, generator
+from advlearn.threats import Linf
 
 
 def fooled(chances, runs, seed=0):
@@ -164,3 +169,28 @@ def test_all_or_nothing_leaves_nothing():
 def test_unseen_refuses_one_run():
     with pytest.raises(ValueError, match="at least 2"):
         unseen(torch.ones(3, 1, dtype=torch.bool))
+
+
+# --- the tool that records very many --------------------------------------------------------
+
+
+def test_the_recorded_ends_are_those_of_one_batch(monkeypatch):
+    x, y = digits(3).tensors()
+    f, ball = zoo.load_or_train("digits-small-natural", progress=False), Linf(0.2)
+    whole = record_restarts.ends(f, x[:1], y[:1], 7, ball, runs=30, steps=10)
+    monkeypatch.setattr(record_restarts, "BATCH", 8)
+    losses, classes = record_restarts.ends(f, x[:1], y[:1], 7, ball, runs=30, steps=10)
+    assert torch.allclose(losses, whole[0], rtol=1e-4) and torch.equal(classes, whole[1])
+    assert losses.unique().numel() > 20 and not (classes == y[0]).any()
+    start = cross_entropy(predict(f, ball.sample(x[:1], Keyed((0, 7), torch.zeros(1).long()))), y[:1])
+    assert float(losses[0]) > float(start)
+
+
+def test_the_recorded_numbers_and_histogram():
+    losses = torch.cat([torch.linspace(1, 2, 80), torch.tensor([5.0])])
+    classes = torch.tensor([3] * 80 + [4])
+    numbers, picture = record_restarts.summary(losses, classes)
+    assert numbers["low"] == 1 and numbers["high"] == 5 and numbers["classes"] == 2
+    assert numbers["p_high"] < 1e-6 < 0.05 < numbers["p_low"]
+    assert numbers["mean"] == pytest.approx(float(losses.mean()))
+    assert sum(picture["counts"][3]) == 80 and picture["counts"][4][-1] == 1
