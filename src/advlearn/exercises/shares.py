@@ -20,7 +20,7 @@ from advlearn.tensors import generator
 Case = tuple[int, int, float]
 NONE = ((0, 1, 0.9), (0, 20, 0.95), (0, 1000, 0.95), (0, 50, 0.5))
 SOME = ((3, 50, 0.95), (1, 1000, 0.99), (10, 200, 0.8))
-ALL, MANY = ((7, 7, 0.95),), ((0, 100_000, 0.95), (40, 100_000, 0.95))
+ALL, MANY = ((7, 7, 0.95),), ((0, 100_000, 0.95), (3_000, 100_000, 0.95))
 
 
 def tail(hits: int, n: int, p: float) -> float:
@@ -94,6 +94,8 @@ def check_excluded(at_most: Callable[[int, int, float], float]) -> Report:
             if not any(off(case, told[case], _wrong_limits(*case)[message]) for case in bad):
                 return message
         (hits, n, confidence), p = bad[0], told[bad[0]]
+        if hits == n:
+            return f"{hits} of {n}: {p:g}, but hits alone exclude no chance, not even 1"
         if not 0 <= p <= 1:
             return f"{hits} of {n:,}: {p:g} is no share: is it computed with huge numbers?"
         return (f"{hits} of {n:,} at {confidence:g}: with your p = {p:.6g}, at most {hits} hits "
