@@ -34,9 +34,9 @@ def largest_gap(values: Tensor, k: int = 50) -> float:
     Null: above some level the values fall off like an exponential distribution. Then the
     normalised gaps $D_i = i\,(x_{(i)} - x_{(i+1)})$ between the largest values are independent and
     have one exponential distribution (Rényi 1953), and
-    $P(D_1 / \overline{D_{2 \dots k}} > r) = (1 + r / (k - 1))^{-(k - 1)}$. A tail that is lighter
-    than exponential, as one that ends at a bound is, has a smaller $D_1$ on average: then the test
-    rejects less often than it says, and misses more.
+    $P(D_1 / \overline{D_{2 \dots k}} > r) = (1 + r / (k - 1))^{-(k - 1)}$. A tail that falls
+    the more steeply the nearer it comes to its end (increasing hazard rate) has a smaller $D_1$
+    on average: then the test rejects less often than it says, and misses more.
 
     It asks about one run that stands alone. A group of runs far above the rest has no large $D_1$.
 
