@@ -77,55 +77,25 @@ def equal_restarts(run: Run, n: int, budget: int) -> Tensor:
     return stands
 
 
-def check_fence(spend: Spend) -> Report:
-    """Try `spend(run, n, budget) -> stands`, bool (n,): where do `budget` runs fool most images?
+class _Contest:
+    """A scheme and equal restarts on the same planted margins, paired by draw.
 
-    `run(rows)` makes one more run of an attack on each of these images and returns the margins at
-    the ends, positive where the network is fooled. Held against equal restarts on all that still
-    stand, over 20 draws of planted margins, paired by draw: better where most images are far from
-    the fence, and not worse (significantly) where those that come nearest to it never cross.
+    Attributes:
+        gain, low, high: images more, with their 95 % interval.
+        tables: what the scheme was played on.
     """
 
-    def contest(family: Callable[[], tuple[Tensor, Tensor]]) -> tuple[float, float, float, list]:
-        gains, tables = [], []
-        for seed in range(DRAWS):
-            table, rival = Range(*family(), seed), Range(*family(), seed)
-            stands = spend(table, IMAGES, BUDGET)
+    def __init__(self, spend: Spend, family: Callable[[], tuple[Tensor, Tensor]]) -> None:
+        gains, self.tables = [], [Range(*family(), seed) for seed in range(DRAWS)]
+        for seed, table in enumerate(self.tables):
+            rival = Range(*family(), seed)
+            _judge(spend(table, IMAGES, BUDGET), table)
             equal_restarts(rival, IMAGES, BUDGET)
-            _judge(stands, table)
             gains.append(float(table.fell.sum() - rival.fell.sum()))
-            tables.append(table)
         d = torch.tensor(gains, dtype=torch.float64)
         half = 2.093 * float(d.std()) / math.sqrt(DRAWS)  # Student's t, 19 degrees of freedom.
-        return float(d.mean()), float(d.mean()) - half, float(d.mean()) + half, tables
-
-    def thrift() -> str | None:
-        table = contest(_far_and_near)[3][0]
-        if table.wasted:
-            return (f"{table.wasted} runs on images that have fallen already: they cannot fall "
-                    "twice")  # fmt: skip
-        unspent = BUDGET - int(table.runs.sum())
-        return None if unspent <= BUDGET / 20 else f"{unspent:,} of {BUDGET:,} runs are not made"
-
-    def better() -> str | None:
-        gain, low, _, tables = contest(_far_and_near)
-        if low > 0:
-            return None
-        lost = sum(float(t.runs[t.margins.mean(1) < -5].sum()) for t in tables) / DRAWS
-        return (f"{gain:+.1f} images against equal restarts, with an interval from {low:+.1f}: "
-                f"{lost:.0f} of {BUDGET:,} runs go to images far behind the fence")  # fmt: skip
-
-    def no_worse() -> str | None:
-        gain, _, high, _ = contest(_near_and_sure)
-        return None if high >= 0 else (
-            f"{gain:+.1f} images against equal restarts: the runs go to images close to the fence "
-            "that end at the same height every time; undecided is who spreads across it")
-
-    return examine(spend, [
-        ("spends the budget, and nothing on the fallen", thrift),
-        ("better where most images are far from the fence", better),
-        ("no worse where the nearest are the surest", no_worse),
-    ])  # fmt: skip
+        self.gain = float(d.mean())
+        self.low, self.high = self.gain - half, self.gain + half
 
 
 def _judge(stands: Tensor, table: Range) -> None:
@@ -139,6 +109,45 @@ def _judge(stands: Tensor, table: Range) -> None:
         made = table.margins[i, : table.runs[i]]
         raise Unusable(f"image {i} {'stands' if stands[i] else 'has fallen'}, you say, with runs "
                        f"that ended at {', '.join(f'{m:.1f}' for m in made[:5].tolist())}")  # fmt: skip
+
+
+def check_fence(spend: Spend) -> Report:
+    """Try `spend(run, n, budget) -> stands`, bool (n,): where do `budget` runs fool most images?
+
+    `run(rows)` makes one more run of an attack on each of these images and returns the margins at
+    the ends, positive where the network is fooled. Held against equal restarts on all that still
+    stand, over 20 draws of planted margins, paired by draw: better where most images are far from
+    the fence, and not worse (significantly) where those that come nearest to it never cross.
+    """
+
+    def thrift() -> str | None:
+        table = _Contest(spend, _far_and_near).tables[0]
+        if table.wasted:
+            return (f"{table.wasted} runs on images that have fallen already: they cannot fall "
+                    "twice")  # fmt: skip
+        unspent = BUDGET - int(table.runs.sum())
+        return None if unspent <= BUDGET / 20 else f"{unspent:,} of {BUDGET:,} runs are not made"
+
+    def better() -> str | None:
+        found = _Contest(spend, _far_and_near)
+        if found.low > 0:
+            return None
+        lost = sum(float(t.runs[t.margins.mean(1) < -5].sum()) for t in found.tables) / DRAWS
+        return (f"{found.gain:+.1f} images against equal restarts, with an interval from "
+                f"{found.low:+.1f}: {lost:.0f} of {BUDGET:,} runs go to images far behind the "
+                "fence")  # fmt: skip
+
+    def no_worse() -> str | None:
+        found = _Contest(spend, _near_and_sure)
+        return None if found.high >= 0 else (
+            f"{found.gain:+.1f} images against equal restarts: the runs go to images close to the "
+            "fence that end at the same height every time; undecided is who spreads across it")
+
+    return examine(spend, [
+        ("spends the budget, and nothing on the fallen", thrift),
+        ("better where most images are far from the fence", better),
+        ("no worse where the nearest are the surest", no_worse),
+    ])  # fmt: skip
 
 
 # --- what the next runs will bring ------------------------------------------------------------
@@ -180,7 +189,43 @@ def _wrong_forecasts(fooled: Tensor, more: int) -> dict[str, float]:
     }  # fmt: skip
 
 
-def check_forecast(forecast: Callable[[Tensor, int], float]) -> Report:
+Forecast = Callable[[Tensor, int], float]
+
+
+def _told(forecast: Forecast, fooled: Tensor, more: int) -> float:
+    told = forecast(fooled.clone(), more)
+    if isinstance(told, Tensor) and told.numel() == 1:
+        told = float(told)
+    if not isinstance(told, Real) or not math.isfinite(told):
+        raise Unusable(f"returns {told!r}, wanted a finite number of images")
+    return float(told)
+
+
+def _named(fooled: Tensor, more: int, told: float, truth: float) -> str:
+    """Which mistake gives this forecast?"""
+    for message, wrong in _wrong_forecasts(fooled, more).items():
+        if abs(told - wrong) <= 1e-6 * max(1, abs(wrong)):
+            return message
+    return f"forecast {told:.1f}, on average {truth:.1f} come"
+
+
+def _close(forecast: Forecast, chances: Tensor, more: int) -> str | None:
+    """Closer than Good's bound, and than 0?"""
+    errors = []
+    for seed in range(TABLES):
+        fooled = draw(chances, seed)
+        truth = float((1 - (1 - chances[~fooled.any(1)]) ** more).sum())
+        told = _told(forecast, fooled, more)
+        errors.append((told - truth, unseen(fooled, resamples=2).next_run * more - truth, truth))
+    table = torch.tensor(errors)
+    yours, good, none = table.square().mean(0).sqrt().tolist()
+    return None if yours < min(good, none) else (
+        f"{more} further runs: your error is {yours:.1f} images ({float(table[:, 0].mean()):+.1f} "
+        f"on average), that of Good's bound {good:.1f}, that of no forecast {none:.1f}; "
+        + _named(fooled, more, told, truth))
+
+
+def check_forecast(forecast: Forecast) -> Report:
     """Try `forecast(fooled, more) -> number` of new images that `more` further runs will fool.
 
     `fooled` is bool (N, R), and `more` at most R. On planted chances the forecasts must come
@@ -188,49 +233,22 @@ def check_forecast(forecast: Callable[[Tensor, int], float]) -> Report:
     Good's bound f₁ · more / R and no forecast at all.
     """
 
-    def run(fooled: Tensor, more: int) -> float:
-        told = forecast(fooled.clone(), more)
-        if isinstance(told, Tensor) and told.numel() == 1:
-            told = float(told)
-        if not isinstance(told, Real) or not math.isfinite(told):
-            raise Unusable(f"returns {told!r}, wanted a finite number of images")
-        return float(told)
-
-    def named(fooled: Tensor, more: int, told: float, truth: float) -> str:
-        for message, wrong in _wrong_forecasts(fooled, more).items():
-            if abs(told - wrong) <= 1e-6 * max(1, abs(wrong)):
-                return message
-        return f"forecast {told:.1f}, on average {truth:.1f} come"
-
     def nothing() -> str | None:
         fooled = draw(_SURE, 0)
         for more in AHEAD:
-            if abs(told := run(fooled, more)) > 1:
+            if abs(told := _told(forecast, fooled, more)) > 1:
                 return (f"{told:.1f} for images that fell always or never: "
-                        + named(fooled, more, told, 0))  # fmt: skip
+                        + _named(fooled, more, told, 0))  # fmt: skip
         return None
 
     def order() -> str | None:
         fooled = draw(FAMILIES["two kinds"], 1)
         mixed = fooled[:, torch.randperm(R, generator=generator(2))]
-        same = abs(run(fooled, 10) - run(mixed, 10)) < 1e-6
+        same = abs(_told(forecast, fooled, 10) - _told(forecast, mixed, 10)) < 1e-6
         return None if same else "the runs in another order give another forecast"
 
     def close(chances: Tensor) -> str | None:
-        for more in AHEAD:
-            errors = []
-            for seed in range(TABLES):
-                fooled = draw(chances, seed)
-                truth = float((1 - (1 - chances[~fooled.any(1)]) ** more).sum())
-                good = unseen(fooled, resamples=2).next_run * more
-                errors.append((run(fooled, more) - truth, good - truth, truth))
-            yours, good, none = torch.tensor(errors).square().mean(0).sqrt().tolist()
-            if not yours < min(good, none):
-                bias = float(torch.tensor(errors)[:, 0].mean())
-                return (f"{more} further runs: your error is {yours:.1f} images ({bias:+.1f} on "
-                        f"average), that of Good's bound {good:.1f}, that of no forecast {none:.1f}; "
-                        + named(fooled, more, run(fooled, more), truth))  # fmt: skip
-        return None
+        return next(filter(None, (_close(forecast, chances, more) for more in AHEAD)), None)
 
     return examine(forecast, [
         ("expects nothing where all is decided", nothing),
