@@ -16,9 +16,9 @@ PACKAGE = Path(advlearn.__file__).parent
 # A module may import those before it in this list, and no other of ours.
 ORDER = ["tensors", "threats", "losses", "gradients", "models", "checks", "attacks.gradient", "attacks.apgd",
          "attacks.boundary", "attacks.search", "attacks.combine", "attacks.standard", "attacks.captured", "attacks", "storage", "provenance", "progress", "data",
-         "evaluation.judge", "evaluation.audit", "evaluation", "defences", "checkpoint",
+         "evaluation.judge", "evaluation.audit", "evaluation.restarts", "evaluation", "defences", "checkpoint",
          "training.state", "training.objectives", "training.watch", "training.weights", "training.loop", "training",
-         "zoo", "results", "plotting.style", "plotting.images", "plotting.lines", "plotting.planes", "plotting",
+         "zoo", "results", "plotting.style", "plotting.images", "plotting.lines", "plotting.planes", "plotting.landscapes", "plotting",
          "notebook", "exercises"]  # fmt: skip
 # Where DESIGN says more than the order.
 ONLY = {

@@ -78,6 +78,25 @@ LABELS |= {
         "cw": "CW", "cwplus": "CW+, κ = 50",
     }.items()
 }  # fmt: skip
+LABELS |= {f"digits_runs_{r}": f"digits, robust network: {r} run{'s' * (r > 1)} of PGD-10, %" for r in (1, 10, 40)}
+LABELS |= {f"budget_{t}": f"1,000 gradients as runs of {t} steps, %" for t in (5, 10, 20, 40, 100)} | {
+    "together": "all runs of the grid and the standard evaluation, %",
+    "spread_natural": "natural network: spread of the final losses, %",
+    "spread_robust": "robust network: spread of the final losses, %",
+    "sent_higher_natural": "natural network: images (of 5) on which targeted runs end highest",
+    "sent_higher_robust": "robust network: images (of 5) on which targeted runs end highest",
+    "square_above": "robust network, ℓ2: images (of 5) on which Square ends above all runs",
+    "angle_natural": "natural network: mean angle between ends, degrees",
+    "angle_robust": "robust network: mean angle between ends, degrees",
+}  # fmt: skip
+LABELS |= {
+    f"{key}_{i}": f"image {i}: {what}"
+    for i in range(1, 6)
+    for key, what in {
+        "mean": "mean final loss", "spread": "spread, %", "low": "lowest", "high": "highest",
+        "p_high": "p, highest run", "p_low": "p, lowest run", "classes": "wrong classes reached",
+    }.items()
+}  # fmt: skip
 
 
 def percent(value):

@@ -1,4 +1,4 @@
-"""The judge: accuracy, accuracy under the worst of many attacks, and the audit of both."""
+"""The judge: accuracy, also under the worst of many attacks; the audit; what restarts say."""
 
 from advlearn.evaluation.audit import Audit, Flag, audit
 from advlearn.evaluation.judge import (
@@ -9,5 +9,13 @@ from advlearn.evaluation.judge import (
     predict,
     worst_case,
 )
+from advlearn.evaluation.restarts import (
+    Unseen,
+    excluded,
+    expected_accuracy,
+    largest_gap,
+    unseen,
+)
 
-__all__ = ["Audit", "Flag", "Result", "accuracy", "audit", "interval", "paired", "predict", "worst_case"]
+__all__ = ["Audit", "Flag", "Result", "Unseen", "accuracy", "audit", "excluded", "expected_accuracy",
+           "interval", "largest_gap", "paired", "predict", "unseen", "worst_case"]  # fmt: skip

@@ -1,6 +1,7 @@
 """Figures: arrays in, matplotlib `Figure` out. No function here calls a model."""
 
 from advlearn.plotting.images import Slider, filters, image_grid, strips
+from advlearn.plotting.landscapes import Slice, angles, bundles, hills, slices
 from advlearn.plotting.lines import along_direction, curves, histograms, labelled, panels, runs
 from advlearn.plotting.planes import heatmaps, regions, surface
 from advlearn.plotting.style import (
@@ -14,6 +15,7 @@ from advlearn.plotting.style import (
     style,
 )
 
-__all__ = ["FAINT", "NATURAL", "OTHER", "PALETTE", "RANDOM", "ROBUST", "THEORY", "Slider",
-           "along_direction", "curves", "filters", "heatmaps", "histograms", "image_grid", "labelled",
-           "panels", "regions", "runs", "strips", "style", "surface"]  # fmt: skip
+__all__ = ["FAINT", "NATURAL", "OTHER", "PALETTE", "RANDOM", "ROBUST", "THEORY", "Slice", "Slider",
+           "along_direction", "angles", "bundles", "curves", "filters", "heatmaps", "hills",
+           "histograms", "image_grid", "labelled", "panels", "regions", "runs", "slices", "strips",
+           "style", "surface"]  # fmt: skip

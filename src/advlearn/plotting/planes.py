@@ -104,7 +104,7 @@ def heatmaps(
     """Grids of numbers in %, side by side, each with a colour range of its own.
 
     Args:
-        tables: title -> (len(rows), len(columns)), in %. Dark is low.
+        tables: title -> (len(rows), len(columns)), in %. Dark is low, NaN stays empty.
         outlined: title -> cells (row, column) with a frame.
     """
     fig, axes = plt.subplots(1, len(tables), squeeze=False, sharey=True, layout="constrained",
@@ -113,6 +113,8 @@ def heatmaps(
         low, high = float(np.nanmin(table)), float(np.nanmax(table))
         ax.imshow(table, cmap="cividis", vmin=low, vmax=max(high, low + 1), aspect="auto")
         for (i, j), value in np.ndenumerate(table):
+            if np.isnan(value):
+                continue
             dark = value < (low + high) / 2
             ax.text(j, i, f"{value:.0f}" if low < 50 else f"{value:.1f}", ha="center", va="center",
                     fontsize=9, color="white" if dark else "black")
