@@ -2,7 +2,7 @@
 
 from advlearn.plotting.images import Slider, filters, image_grid, strips
 from advlearn.plotting.lines import along_direction, curves, histograms, labelled, panels, runs
-from advlearn.plotting.planes import heatmaps, regions, surface
+from advlearn.plotting.planes import heatmaps, regions, separations, surface
 from advlearn.plotting.style import (
     FAINT,
     NATURAL,
@@ -16,4 +16,4 @@ from advlearn.plotting.style import (
 
 __all__ = ["FAINT", "NATURAL", "OTHER", "PALETTE", "RANDOM", "ROBUST", "THEORY", "Slider",
            "along_direction", "curves", "filters", "heatmaps", "histograms", "image_grid", "labelled",
-           "panels", "regions", "runs", "strips", "style", "surface"]  # fmt: skip
+           "panels", "regions", "runs", "separations", "strips", "style", "surface"]  # fmt: skip
