@@ -101,6 +101,14 @@ def test_a_given_network_is_trained_in_place():
     assert small(1, "natural", False, 0) != values
 
 
+def test_batch_size():
+    """128 by default, 32 where images are few, else what is asked for."""
+    assert small(1, "natural", False, 0) == small(1, "natural", False, 0, batch_size=32)
+    assert small(1, "natural", False, 0)["losses"] != small(1, "natural", False, 0, batch_size=64)["losses"]
+    with pytest.raises(ValueError, match="batch_size=400, allowed are 1 to 320"):
+        small(1, "natural", False, 0, batch_size=400)
+
+
 def test_seed_and_width_matter():
     first = small(2, "fgsm", True, 0)
     assert first == small(2, "fgsm", True, 0)

@@ -70,6 +70,21 @@ LABELS |= {
     }.items()
     for kind, what in {"clean": "clean", "fgsm": "FGSM", "pgd40": "PGD-40"}.items()
 } | {"standard": "robust network, standard evaluation, %"}  # fmt: skip
+LABELS |= {
+    f"capacity_{key}_{width}_{kind}": f"{training}, width {width}: {what}"
+    for key, training in {
+        "natural": "natural training", "fgsm": "FGSM training", "pgd": "PGD training",
+        "ramp": "PGD training with a ramp",
+    }.items()
+    for width in (1, 2, 4, 8, 16)
+    for kind, what in {
+        "natural": "clean, %", "fgsm": "FGSM, %", "pgd": "PGD-40, %", "loss": "loss under PGD-40",
+        "transfer": "PGD-40 made on another seed, %",
+    }.items()
+} | {
+    "balls_units": "16 balls in the plane: hidden units of the smallest network that keeps them",
+    "balls_convicted": "16 balls: larger networks whose training failed",
+}  # fmt: skip
 
 
 def percent(value):

@@ -36,6 +36,7 @@ def cell(
     *,
     dataset: str = "mnist",
     n: int = 1000,
+    batch_size: int | None = None,
     lr: float = 2e-3,
     network: nn.Module | None = None,
     device: str | torch.device = "cpu",
@@ -51,6 +52,7 @@ def cell(
         seed: of weights, subset, order and starts.
         images: how many training images (the data set's last ones are for choosing, and left out).
         epochs, lr: of `training.fit`.
+        batch_size: of `training.fit`; None takes 128, and 32 for the few images of "digits".
         dataset: a key of `THREATS`, which gives ε.
         n: test images, and training images for the losses.
         network: trained in place of `madry_mnist(width)` from random weights, for other shapes and
@@ -70,7 +72,8 @@ def cell(
     if network is None:
         network = models.madry_mnist(whole.shape, width, seed=seed)
     history = fit(network.to(device), chosen, objective(training, threat, ramp), epochs=epochs,
-                  lr=lr, batch_size=32 if few else 128, seed=seed, progress=progress)  # fmt: skip
+                  batch_size=batch_size or (32 if few else 128), lr=lr, seed=seed,
+                  progress=progress)  # fmt: skip
     values = measure(network.eval(), training, chosen.subset(n), test, threat, seed)
     return values | {"losses": history["loss"]}
 
