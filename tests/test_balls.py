@@ -42,6 +42,11 @@ def test_scene(seed):
     assert torch.equal(scene(14, 0.08, seed)[0], x) and not torch.equal(scene(14, 0.08, seed + 1)[0], x)
 
 
+def test_points_keep_their_distance_from_the_line():
+    gaps = [float((x[:, 1] - x[:, 0]).abs().min()) for x, _ in (scene(14, 0.08, s) for s in range(20))]
+    assert 0.014 <= min(gaps) < 0.03
+
+
 def test_scene_without_room():
     with pytest.raises(ValueError, match="n=60 balls with eps=0.2 do not fit"):
         scene(60, 0.2)
