@@ -13,6 +13,10 @@ BIN := $(VENV)/bin
 UV  ?= $(shell command -v uv 2>/dev/null)
 # Two cores are shared by two test processes; more threads only get in each other's way.
 QUIET := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
+# glibc gives large tensors back to the system at once, and every step begins with new pages: a fifth
+# to a third of the time of small networks, more when two processes share a machine.
+export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
+export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 BOOK_SOURCES := _config.yml _toc.yml $(shell find book chapters src/advlearn data/results data/checkpoints -type f \
 	-not -path '*/.ipynb_checkpoints/*' -not -path '*/__pycache__/*' 2>/dev/null)
 

@@ -68,6 +68,37 @@ def test_fgsm_training_from_the_image():
     assert torch.allclose(losses, F.cross_entropy(f(z), y, reduction="none"), atol=1e-6)
 
 
+# --- resumed attacks --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ramp", [0.0, 0.5])
+def test_attacks_that_go_on_where_they_ended(ramp):
+    """Two epochs by hand: every image keeps its own perturbation, whatever batch it comes in."""
+    data, epochs, alpha = load("digits", "train").subset(100), 2, 0.07
+    mine, theirs = network(), network()
+    objective = adversarial(Linf(EPS), partial(pgd, steps=2), step_size=alpha, ramp=ramp, resume=True)
+    fit(theirs, data, objective, epochs=epochs, batch_size=32, seed=4, progress=False,
+        schedule=lambda progress: 1.0)  # fmt: skip
+    optimizer, moved = torch.optim.Adam(mine.parameters(), 2e-3), torch.zeros(100, *data.shape)
+    for epoch in range(epochs):
+        order = torch.randperm(100, generator=generator(4 * 1_000_003 + epoch))
+        for i, rows in enumerate(order.split(32)[:3]):
+            x, y = data.take(rows).tensors()
+            scale = min(1, (3 * epoch + i) / 6 / ramp) if ramp else 1
+            threat = Linf(scale * EPS)
+            z = threat.project(x + moved[rows], x)
+            for _ in range(2):
+                g = torch.autograd.grad(F.cross_entropy(mine(z.requires_grad_()), y), z)[0]
+                z = threat.project(z.detach() + scale * alpha * g.sign(), x)
+            moved[rows] = z - x
+            optimizer.zero_grad()
+            F.cross_entropy(mine(z), y).backward()
+            optimizer.step()
+    for a, b in zip(mine.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+    assert "resume=True" in objective.description
+
+
 # --- free ---------------------------------------------------------------------------------------
 
 

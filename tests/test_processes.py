@@ -47,6 +47,7 @@ THREAT, ATTACK = Linf(0.15), partial(pgd, steps=2)
 CASES = {
     "natural": (natural(), {}),
     "adversarial": (adversarial(THREAT, ATTACK, step_size=0.1, ramp=0.5), {}),
+    "resumed": (adversarial(THREAT, partial(pgd, steps=1), step_size=0.05, resume=True), {}),
     "fgsm": (fgsm_training(THREAT), {}),
     "free": (free(THREAT), {"replays": 3, "epochs": 1}),
     "trades": (exactly(trades(THREAT, ATTACK, 2.0, step_size=0.1)), {"precision": "64-true"}),
@@ -55,6 +56,7 @@ CASES = {
     "averaged": (natural(), {"average": 0.9}),
 }
 STOPPED = {"carry": (free(THREAT), {"replays": 2}),
+           "memory": (CASES["resumed"][0], {}),
            "best": (natural(), {"best_by": "clean", "average": 0.8})}  # fmt: skip
 
 

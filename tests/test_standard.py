@@ -8,6 +8,7 @@ from helpers import digits, uniform01
 
 from advlearn import models, zoo
 from advlearn.attacks import apgd, cw_inf, fab, from_center, pgd, square, standard_attack, toward
+from advlearn.defences import Quantised, Saturated
 from advlearn.evaluation import worst_case
 from advlearn.losses import dlr_targeted, gap
 from advlearn.tensors import generator
@@ -92,6 +93,19 @@ def test_stronger_than_restarts_of_pgd(threat):
     restarts = [partial(pgd, steps=40, step_size=step)] * 8 + [partial(cw_inf, steps=40, step_size=step)] * 8
     plain = worst_case(f, x, y, threat, restarts)
     assert ours.accuracy <= plain.accuracy, f"standard {ours.accuracy}, 16 restarts {plain.accuracy}"
+
+
+@pytest.mark.parametrize("threat", [Linf(0.2), L2(1.5)], ids=["linf", "l2"])
+@pytest.mark.parametrize("masked", [Saturated, Quantised])
+def test_masked_gradients_fool_pgd_and_not_the_standard_evaluation(masked, threat):
+    f = masked(zoo.load_or_train("digits-small-natural", progress=False))
+    x, y = digits(100).tensors()
+    plain = worst_case(f, x, y, threat, [partial(pgd, steps=40, step_size=threat.eps / 16)])
+    r = worst_case(f, x, y, threat, standard_attack(steps=20, queries=200))
+    assert plain.accuracy > 0.8, "PGD sees no gradient"
+    assert r.accuracy < plain.accuracy / 2, f"PGD {plain.accuracy}, standard {r.accuracy}"
+    if masked is Quantised:  # Hardly a gradient anywhere: most of what fell, fell to the search.
+        assert (r.fooled_by == len(r.names) - 1).sum() > (r.fooled_by >= 0).sum() / 2
 
 
 def test_names_the_threats_it_is_made_for():

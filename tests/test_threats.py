@@ -123,6 +123,12 @@ def test_project_stays_inside_and_repeats(kind, problem):
 
 
 @pytest.mark.parametrize("kind", THREATS)
+def test_no_radius_is_the_image_even_where_squares_vanish(kind):
+    x = torch.tensor([1e-200, 0.5], dtype=torch.float64).view(1, 1, 1, 2)
+    assert torch.equal(kind(0.0).project(torch.tensor([0, 0.5]).double().view(1, 1, 1, 2), x), x)
+
+
+@pytest.mark.parametrize("kind", THREATS)
 def test_one_radius_per_example_equals_one_at_a_time(kind):
     gen = generator(0)
     x = torch.rand(6, 3, 4, 4, generator=gen, dtype=torch.float64)

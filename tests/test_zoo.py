@@ -48,9 +48,10 @@ def test_shipped_checkpoint_and_its_manifest(stem):
     assert len(about["history"]) == recipe.epochs
     measured = about["measured"]
     assert measured["worst_case"]["threat"] == str(recipe.threat)
-    assert measured["worst_case"]["attacks"] == list(recipe.attacks)
+    attacks = list(recipe.attacks)[: 2 if seed else None]
+    assert measured["worst_case"]["attacks"] == attacks and len(attacks) > 1
     trace = measured["trace"]
-    assert len(trace) == 1 + len(recipe.attacks) and all(a >= b for a, b in zip(trace, trace[1:], strict=False))
+    assert len(trace) == 1 + len(attacks) and all(a >= b for a, b in zip(trace, trace[1:], strict=False))
     assert trace[1] == measured["fgsm"]["accuracy"], "the first attack is FGSM"
     before = torch.get_rng_state()
     model = zoo.load_or_train(name, seed=seed, progress=False)

@@ -67,9 +67,17 @@ LABELS |= {
         "natural": "natural training", "fgsm": "FGSM training",
         "fgsm_rs": "FGSM training, random start", "free": "free training",
         "pgd2": "PGD-2 training", "pgd5": "PGD-5 training", "mixture": "mixture",
+        "trades": "TRADES", "regularised": "gradient regularisation",
     }.items()
     for kind, what in {"clean": "clean", "fgsm": "FGSM", "pgd40": "PGD-40"}.items()
-} | {"standard": "robust network, standard evaluation, %"}  # fmt: skip
+} | {"standard": "robust network, standard evaluation, %"} | {
+    f"{source}_{key}": f"crafted on {name}: {what}, %"
+    for source, name in {"copy": "a copy", "other": "another architecture"}.items()
+    for key, what in {
+        "fgsm": "FGSM", "pgd40": "PGD, 40 steps", "pgd100x20": "PGD, 100 steps, 20 restarts",
+        "cw": "CW", "cwplus": "CW+, κ = 50",
+    }.items()
+}  # fmt: skip
 LABELS |= {
     f"capacity_{key}_{width}_{kind}": f"{training}, width {width}: {what}"
     for key, training in {
@@ -251,7 +259,7 @@ class RecordedRuns(Lines):
     def run(self):
         lines = []
         for path in self.files("data/results"):
-            if path.name != Path(PAPERS).name and "runs" in (record := self.read(path)):
+            if path.name != Path(PAPERS).name and (record := self.read(path)).get("tabled", "runs" in record):
                 lines += runs_table(path.stem, record["runs"])
         return self.show(lines or ["No recorded run is part of this version yet."])
 

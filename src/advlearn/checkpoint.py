@@ -40,6 +40,7 @@ class Run:
         model, optimizer: changed in place.
         rows: the history so far.
         carry: what the objective keeps from step to step.
+        memory: what it keeps of every example from epoch to epoch.
         average: weights averaged over the steps, empty without averaging.
         best: weights of the best epoch so far, empty without early stopping.
     """
@@ -48,6 +49,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     rows: list[dict[str, float]] = field(default_factory=list)
     carry: Mapping[str, Tensor] = field(default_factory=dict)
+    memory: dict[str, Tensor] = field(default_factory=dict)
     average: dict[str, Tensor] = field(default_factory=dict)
     best: dict[str, Tensor] = field(default_factory=dict)
 
@@ -56,8 +58,8 @@ def save(path: Path, config: Config, run: Run, carry: Mapping[str, Tensor]) -> N
     """Weights, Adam's moments, `carry` and the history in one safetensors file."""
     from safetensors.torch import save_file
 
-    parts = {"model": run.model.state_dict(), "carry": carry, "average": run.average,
-             "best": run.best}  # fmt: skip
+    parts = {"model": run.model.state_dict(), "carry": carry, "memory": run.memory,
+             "average": run.average, "best": run.best}  # fmt: skip
     tensors = {f"{part}.{k}": v for part, values in parts.items() for k, v in values.items()}
     for i, moments in run.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": v for k, v in moments.items()}
@@ -88,7 +90,7 @@ def resume(path: Path, config: Config, run: Run) -> None:
                              f"{saved['config'].get(key)!r}, asked for is {value!r}. Delete it "
                              "or name another file.")  # fmt: skip
     parts: dict[str, dict[str, Tensor]] = {
-        part: {} for part in ("model", "optimizer", "carry", "average", "best")}  # fmt: skip
+        part: {} for part in ("model", "optimizer", "carry", "memory", "average", "best")}  # fmt: skip
     for key, value in tensors.items():
         part, name = key.split(".", 1)
         parts[part][name] = value
@@ -102,6 +104,6 @@ def resume(path: Path, config: Config, run: Run) -> None:
         state["state"].setdefault(int(i), {})[name] = value
     run.optimizer.load_state_dict(state)
     device = next(run.model.parameters()).device
-    run.carry, run.average, run.best = ({k: v.to(device) for k, v in parts[part].items()}
-                                        for part in ("carry", "average", "best"))  # fmt: skip
+    for part in ("carry", "memory", "average", "best"):
+        setattr(run, part, {k: v.to(device) for k, v in parts[part].items()})
     run.rows = saved["history"]

@@ -154,6 +154,7 @@ class L2(NormBall):
 
         eps = self._radius(x)
         d = _solve(excess, eps, v, increasing=True)
+        d = d * (eps > 0)[:, None]  # Where squares vanish, a length of 0 is not yet a zero.
         return (x + d.view_as(x)).clamp_(0, 1)
 
 

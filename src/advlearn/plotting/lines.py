@@ -181,9 +181,14 @@ def panels(
 def labelled(points: Mapping[str, tuple[float, float]], *, xlabel: str, ylabel: str) -> Figure:
     """Named points in the plane, each with its name beside it."""
     fig, ax = plt.subplots(layout="constrained")
+    width, height = (max(v) - min(v) for v in zip(*points.values(), strict=True))
+    named: list[tuple[float, float]] = []
     for color, (name, at) in zip(itertools.cycle(PALETTE), points.items(), strict=False):
         ax.plot(*at, "o", color=color, ms=7)
-        ax.annotate(name, at, xytext=(7, 4), textcoords="offset points", fontsize=9)
+        # A second name at nearly the same place goes below its point.
+        met = any(abs(at[0] - a) <= width / 5 and abs(at[1] - b) <= height / 20 for a, b in named)
+        ax.annotate(name, at, xytext=(7, -12 if met else 4), textcoords="offset points", fontsize=9)
+        named.append(at)
     ax.margins(x=0.2, y=0.12)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     return fig

@@ -145,7 +145,8 @@ def _epoch(
     shown = bar(batches, f"epoch {epoch + 1}/{config.epochs}", "batch",
                 progress and fabric.is_global_zero)  # fmt: skip
     for batch_number, rows in enumerate(shown):
-        batch = data.take(_share(rows, fabric))
+        rows = _share(rows, fabric)
+        batch = data.take(rows)
         x, y = batch.tensors()
         for replay in range(replays):
             step = (epoch * steps + batch_number) * replays + replay
@@ -154,12 +155,14 @@ def _epoch(
             for group in run.optimizer.param_groups:
                 group["lr"] = config.lr * schedule(done)
             with fabric.autocast():
-                state = State(done, Keyed(key, batch.index), run.carry)
+                memory = {k: v[rows] for k, v in run.memory.items()}
+                state = State(done, Keyed(key, batch.index), run.carry, memory)
                 losses, state = objective(wrapped, x, y, state)
                 loss = losses.mean()
             fabric.backward(loss)
             run.optimizer.step()
             run.carry = state.after() if state.after else state.carry
+            _remember(run.memory, state.memory, rows, len(data))
             run.optimizer.zero_grad()
             if config.average:
                 average_in(run.average, run.model, config.average, step)
@@ -167,7 +170,27 @@ def _epoch(
         if batch_number % 50 == 49:
             mean = float(total) / ((batch_number + 1) * replays)
             shown.set_postfix_str(f"loss {mean:.3f}{_last(run.rows)}")
+    if fabric.world_size > 1:
+        _share_memory(run.memory, batches, fabric)
     return float(fabric.all_reduce(total, reduce_op="mean")) / (steps * replays)
+
+
+def _remember(
+    memory: dict[str, Tensor], new: Mapping[str, Tensor], rows: Tensor, n: int
+) -> None:  # fmt: skip
+    """Put the batch's rows into the memory of all n examples, which begins as zeros."""
+    for name, value in new.items():
+        whole = memory.setdefault(name, value.new_zeros(n, *value.shape[1:]))
+        whole[rows] = value.detach()
+
+
+def _share_memory(memory: Mapping[str, Tensor], batches: Sequence[Tensor], fabric: Fabric) -> None:
+    """Every process has seen its share of the batches; now each gets the rows of the others."""
+    mine, seen = torch.cat([_share(rows, fabric) for rows in batches]), torch.cat(list(batches))
+    for whole in memory.values():
+        rows = torch.zeros_like(whole)
+        rows[mine] = whole[mine]
+        whole[seen] = fabric.all_reduce(rows, reduce_op="sum")[seen]
 
 
 def _share(v: Tensor, fabric: Fabric) -> Tensor:

@@ -22,6 +22,8 @@ class State:
         carry: tensors kept from step to step (and in the checkpoint). One with dimensions has a
             row per example of the batch; one without (a running sum, say) must be the same in
             all processes.
+        memory: tensors kept from epoch to epoch (and in the checkpoint), a row per example of the
+            batch: what the objective returned when the example was last seen, 0 before.
         after: called after the backward pass in place of keeping `carry`: returns the new one.
             For objectives that use the gradients this pass has left in `.grad`.
     """
@@ -29,6 +31,7 @@ class State:
     progress: float
     keys: Keyed
     carry: Mapping[str, Tensor] = field(default_factory=dict)
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
     after: Callable[[], Mapping[str, Tensor]] | None = None
 
 
