@@ -213,8 +213,8 @@ def run(client: Client, sweep: Sweep, env: dict[str, str]) -> dict[str, str]:
 
     todo = [key for key in sweep.cells if sweep.kept(key) is None]
     text, failed = stamped(sweep.nb), {}
-    futures = {client.submit(execute, text, sweep.cells[key], env, key=f"{sweep.name}-{key}"): key
-               for key in todo}  # fmt: skip
+    # Not pure: the scheduler must not answer with what an earlier call left there.
+    futures = {client.submit(execute, text, sweep.cells[key], env, pure=False): key for key in todo}
     there = len(sweep.cells) - len(todo)
     with tqdm(total=len(sweep.cells), initial=there, desc=sweep.name, unit="cell") as bar:
         for future in as_completed(futures):
