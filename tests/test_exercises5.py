@@ -112,8 +112,8 @@ WIDENINGS = {
     "its old units listen to new ones": widened(right=None),
     "its old units listen to new": widened(right=0.01),
     "the leading block of its weights is not": widened(block=False),
-    "get no gradient": widened(clear=True),
-    "new units of layer 1 get no gradient": silent,
+    "layer 1 gets a gradient": widened(clear=True),
+    "its slope at 0 is 0": silent,
     "the small network was changed": widened(touch=True),
     "the networks share memory": shared,
     "hears the same twice": copies(None),
@@ -439,3 +439,130 @@ def test_a_right_break_even_passes():
 @pytest.mark.parametrize("message", EVEN)
 def test_a_wrong_break_even_is_named(message):
     named(check_break_even, EVEN[message], message)
+
+
+# --- trainings ----------------------------------------------------------------------------------
+
+FEW = load("digits", "train").split_off(200)[0].subset(640)
+
+
+def ramp(schedule, epochs=8):
+    return check_ramp(schedule, FEW, Linf(0.25), epochs=epochs, seeds=(0,))
+
+
+RAMPS = {
+    "ends at the constant's loss: ε is small for too short": lambda p: 1.0,
+    "it must have been small and not 0": lambda p: float(p >= 0.6),
+    "meet the full attack: return the factor": lambda p: 0.25 * min(1, p / 0.5),
+    "a factor of 0.7": lambda p: min(1, p),
+    "allowed are 0 to 1": lambda p: 2 * p,
+    "not always the same": lambda p, gen=generator(0): float(torch.rand(1, generator=gen)),
+    "returns None": lambda p: None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("right", [lambda p: min(1, p / 0.6), lambda p: min(1, p / 0.65) ** 0.8],
+                         ids=["a ramp", "a curve"])  # fmt: skip
+def test_a_ramp_rescues(right):
+    report = ramp(right)
+    assert report and "a constant answer 2.303" in str(report), report
+
+
+@pytest.mark.parametrize("message", RAMPS)
+def test_a_wrong_ramp_is_named(message):
+    named(ramp, RAMPS[message], message)
+
+
+def test_the_training_of_a_schedule_is_that_of_the_package():
+    """A linear ramp gives the losses of `training.adversarial(ramp=...)`."""
+    from functools import partial
+
+    from advlearn import models, training
+    from advlearn.attacks import pgd
+
+    threat, images = Linf(0.2), FEW.subset(96)
+    walk = training.adversarial(threat, partial(pgd, steps=5), step_size=0.2 / 3, ramp=0.5)
+    losses = []
+    for objective in (walk, rescue.scheduled(lambda p: min(1, p / 0.5), threat)):
+        f = models.mlp(images.shape, (8,), seed=0)
+        losses.append(training.fit(f, images, objective, epochs=4, batch_size=32, lr=1e-2,
+                                   progress=False)["loss"])  # fmt: skip
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def crowd_of(copies, factor=1, units=None, change=lambda network: network, at=lambda x: x):
+    """The best of some trainings."""
+
+    def keep(points, signs, eps, allowed, steps):
+        crowd = balls.Crowd([(units or allowed,)] * copies, list(range(copies)))
+        balls.train(crowd, at(points), signs, eps, steps=factor * steps)
+        best = int(balls.kept(crowd, at(points), signs, eps).sum(1).argmax())
+        return change(rescue._as_network(crowd, best))
+
+    return keep
+
+
+def by_hand(points, signs, eps, units, steps):
+    """Not a training: the same network from wherever, as numbers of another type."""
+    (w, v), (b, c) = crowd_of(24, 4)(points, signs, eps, units, steps)
+    order = torch.arange(len(w)).flip(0)
+    return [(2 * w[order]).float(), v[:, order].float() / 2], [(2 * b[order]).float(), c.float()]
+
+
+def moves_scene(points, *options):
+    network = crowd_of(1)(points, *options)
+    points.add_(1)
+    return network
+
+
+def keeper(keep):
+    return check_keeper(keep, units=8, scenes=(1, 2), steps=150)
+
+
+KEEPERS = {
+    "hidden units, allowed are 8": crowd_of(1, units=9),
+    "more are needed": crowd_of(1),
+    "of 16 points themselves are right": crowd_of(
+        1, change=lambda n: ([n[0][0], -n[0][1]], [n[1][0], -n[1][1]])),
+    "shapes": crowd_of(1, change=lambda n: ([n[0][0], n[0][1].T], n[1])),
+    "one hidden layer": crowd_of(1, change=lambda n: n[0]),
+    "the points were changed": moves_scene,
+    "not finite": crowd_of(1, change=lambda n: ([n[0][0] / 0, n[0][1]], n[1])),
+}  # fmt: skip
+
+
+def test_an_exact_minimum_agrees_with_branch_and_bound():
+    x, y = balls.scene(16, rescue.EPS, 1)
+    crowd = balls.Crowd([(6,)] * 4, range(4))
+    balls.train(crowd, x, y, rescue.EPS, steps=200)
+    proved = balls.kept(crowd, x, y, rescue.EPS)
+    for k in range(4):
+        exact = rescue._whole(rescue._as_network(crowd, k), x, y)
+        assert exact == proved[k].tolist()
+        points = rescue._as_network(crowd, k)
+        assert torch.allclose(plane.value(points, x), crowd.double()(x)[k], atol=1e-6)
+        crowd.float()
+    assert 0 < proved.sum() < proved.numel()
+
+
+@pytest.mark.parametrize("right", [crowd_of(12, 4), by_hand], ids=["restarts", "rewritten"])
+def test_a_better_keeper_passes(right):
+    assert keeper(right), keeper(right)
+
+
+@pytest.mark.parametrize("message", KEEPERS)
+def test_a_wrong_keeper_is_named(message):
+    named(keeper, KEEPERS[message], message)
+
+
+# --- stubs --------------------------------------------------------------------------------------
+
+CHECKS = {"widen": check_widen, "line": check_line, "whole": check_whole, "convict": check_convict,
+          "break even": check_break_even, "ramp": ramp, "keeper": keeper}  # fmt: skip
+
+
+@pytest.mark.parametrize("check", CHECKS.values(), ids=list(CHECKS))
+def test_a_stub_gets_a_false_report_that_says_what_is_missing(check):
+    report = check(stub)
+    assert not report
+    assert "put your code in place of `raise NotImplementedError` in `stub`" in str(report)

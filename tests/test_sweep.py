@@ -26,7 +26,7 @@ from advlearn import provenance, results, storage
 pytestmark = pytest.mark.xdist_group("sweep")
 PARAMETERS = 'profile = "auto"\nseed = 0\nwidth = 1  # a comment\ntraining = "natural"\nrate = 0.5'
 # Every execution leaves a letter in the folder `log`. A file `kill` there makes one execution of
-# width 3 kill its worker, a file `fail` makes those of width 2 fail.
+# width 3 kill its worker, the parent of its kernel; a file `fail` makes those of width 2 fail.
 CODE = """
 import os, pathlib, random, signal, time
 log = pathlib.Path(LOG)
@@ -44,6 +44,13 @@ GRID = {"cpu": [{"width": [1, 2, 3]}, {"width": 4, "training": ["pgd"], "rate": 
 CELLS = ["1 natural 0", "2 natural 0", "3 natural 0", "4 pgd 7"]
 # The real one imports torch in every cell.
 STAMP = f'display({{"{sweep.PROVENANCE}": {{"commit": "abc", "torch": "2.6"}}}}, raw=True)'
+CLUSTER = """
+from distributed import LocalCluster
+options = {"processes": False, "protocol": "tcp://", "host": "127.0.0.1", "dashboard_address": None}
+cluster = LocalCluster(n_workers=1, threads_per_worker=1, **options)
+print(cluster.scheduler_address, flush=True)
+input()
+"""
 
 
 def notebook(code, parameters=PARAMETERS):
@@ -98,9 +105,49 @@ def tree(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def client():
+def foreign(tmp_path_factory):
+    """A tree with all sweeps of the book, and a cluster whose worker cannot import the tools."""
+    tree = tmp_path_factory.mktemp("foreign")
+    for folder in ("src", "tools", "sweeps"):
+        shutil.copytree(ROOT / folder, tree / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "_toc.yml", tree)  # by it the package knows a clone
+    (tree / "elsewhere").mkdir()
+    env = {**os.environ, "PYTHONPATH": str(tree / "src")}
+    with subprocess.Popen([sys.executable, "-c", CLUSTER], cwd=tree / "elsewhere", env=env, text=True,
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as cluster:  # fmt: skip
+        yield tree, env, cluster
+        cluster.communicate("\n", timeout=60)
+
+
+@pytest.fixture(scope="module")
+def client(foreign):  # The foreign cluster takes seconds to start: let it, while others run.
     with sweep.connect(None, 2) as client:
         yield client
+
+
+def in_the_worker():
+    """A much faster `sweep.execute`, without kernels, for what does not depend on papermill."""
+
+    def quick(text, parameters, env):  # A function of a function travels by value.
+        import json
+
+        nb, shown = json.loads(text), {}
+        names = {"display": lambda data, raw: shown.update(data)}
+        try:
+            for cell in nb["cells"]:
+                exec("".join(cell["source"]), names)
+                names.update(parameters if "parameters" in cell["metadata"].get("tags", []) else {})
+        except Exception as error:
+            return {"error": f"{type(error).__name__}: {error}"}
+        nb["cells"][-1]["outputs"] = [{"output_type": "display_data", "data": shown}]
+        return {"notebook": json.dumps(nb), "minutes": 0}
+
+    return quick
+
+
+@pytest.fixture
+def without_kernels(monkeypatch):
+    monkeypatch.setattr(sweep, "execute", in_the_worker())
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +155,7 @@ def undisturbed(client, tmp_path_factory):
     """The table of a sweep that nothing disturbs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep, "STAMP", STAMP)
+        patch.setattr(sweep, "execute", in_the_worker())
         tree = Tree(tmp_path_factory.mktemp("undisturbed") / "tree")
         assert tree.run(client) == {}
         assert tree.executions() == dict.fromkeys(CELLS, 1)
@@ -130,6 +178,7 @@ def test_the_table_has_what_was_run_and_where_it_comes_from(undisturbed):
 
 
 def test_a_killed_worker_changes_nothing(client, tree, undisturbed, monkeypatch):
+    """The killed sweep runs kernels, by papermill, and the undisturbed one does without."""
     (tree.log / "kill").touch()
     before = set(client.run(os.getpid).values())
     assert tree.run(client) == {}
@@ -139,27 +188,6 @@ def test_a_killed_worker_changes_nothing(client, tree, undisturbed, monkeypatch)
     client.wait_for_workers(2, timeout=60)
     assert len(before & set(client.run(os.getpid).values())) == 1, "one was killed and replaced"
     assert tree.gathered(monkeypatch) == undisturbed
-
-
-@pytest.fixture
-def without_kernels(monkeypatch):
-    """Cells run in the worker itself, much faster, for what does not depend on papermill."""
-
-    def quick(text, parameters, env):
-        import json
-
-        nb, shown = json.loads(text), {}
-        names = {"display": lambda data, raw: shown.update(data)}
-        try:
-            for cell in nb["cells"]:
-                exec("".join(cell["source"]), names)
-                names.update(parameters if "parameters" in cell["metadata"].get("tags", []) else {})
-        except Exception as error:
-            return {"error": f"{type(error).__name__}: {error}"}
-        nb["cells"][-1]["outputs"] = [{"output_type": "display_data", "data": shown}]
-        return {"notebook": json.dumps(nb), "minutes": 0}
-
-    monkeypatch.setattr(sweep, "execute", quick)
 
 
 def test_a_sweep_goes_on_after_an_interrupt_a_failure_and_damage(
@@ -213,41 +241,26 @@ def test_a_sweep_goes_on_after_an_interrupt_a_failure_and_damage(
     assert make()[::2] == (0, after)
 
 
-def test_workers_listen_on_this_machine_only(client):
+def test_workers_listen_on_this_machine_only(client, foreign):
     own = psutil.Process()
     hosts = [c.laddr.ip for process in (own, *own.children(recursive=True))
+             if process.pid != foreign[2].pid
              for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]  # fmt: skip
     assert len(hosts) >= 5 and set(hosts) == {"127.0.0.1"}, "scheduler, two nannies, two workers"
 
 
-CLUSTER = """
-from distributed import LocalCluster
-options = {"processes": False, "protocol": "tcp://", "host": "127.0.0.1", "dashboard_address": None}
-cluster = LocalCluster(n_workers=1, threads_per_worker=1, **options)
-print(cluster.scheduler_address, flush=True)
-input()
-"""
-
-
-def test_the_command_sends_all_that_a_foreign_worker_needs(tmp_path):
+def test_the_command_sends_all_that_a_foreign_worker_needs(foreign):
     """The first cell of every sweep of the book, in a worker that cannot import the tools."""
-    for folder in ("src", "tools", "sweeps"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "_toc.yml", tmp_path)  # by it the package knows a clone
+    tree, env, cluster = foreign
     plans = []
-    for path in (tmp_path / "sweeps").glob("*.ipynb"):
+    for path in (tree / "sweeps").glob("*.ipynb"):
         cell = [*sweep.plan(path, "smoke").cells.values()][0]
         block = {name: value for name, value in cell.items() if name != "profile"}
         path.with_suffix(".yml").write_text(yaml.safe_dump({"smoke": [block]}))
         plans.append(sweep.plan(path, "smoke"))
-    (tmp_path / "elsewhere").mkdir()
-    env = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
-    with subprocess.Popen([sys.executable, "-c", CLUSTER], cwd=tmp_path / "elsewhere", env=env,
-                          text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as cluster:  # fmt: skip
-        address = cluster.stdout.readline().strip()
-        command = [sys.executable, "tools/sweep.py", "--profile", "smoke", "--scheduler", address]
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-        cluster.communicate("\n", timeout=60)
+    address = cluster.stdout.readline().strip()
+    command = [sys.executable, "tools/sweep.py", "--profile", "smoke", "--scheduler", address]
+    done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"{address}, workers: 1" in done.stdout
     for plan in plans:
@@ -257,7 +270,7 @@ def test_the_command_sends_all_that_a_foreign_worker_needs(tmp_path):
         stamp = {"profile", "seed", "minutes", "values", *provenance.stamp()}
         assert cell.items() <= run.items() and set(run) == stamp | set(cell)
         assert run["torch"] and all(isinstance(v, float) for v in run["values"].values())
-    assert not (tmp_path / "data").exists()
+    assert not (tree / "data").exists()
 
 
 # --- without one --------------------------------------------------------------------------------
@@ -269,7 +282,7 @@ time.sleep(seed)
 display({"application/where+json": {"cwd": os.getcwd()}}, raw=True)"""
     text, here = nbformat.writes(notebook(code)), os.getcwd()
     with ThreadPoolExecutor(2) as pool:
-        cells = [{"seed": 0}, {"seed": 2}]
+        cells = [{"seed": 0}, {"seed": 1}]
         done = list(pool.map(lambda cell: sweep.execute(text, cell, {}), cells))
     assert not any("error" in d for d in done), done
     nbs = [nbformat.from_dict(json.loads(d["notebook"])) for d in done]

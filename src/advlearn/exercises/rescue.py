@@ -19,7 +19,7 @@ from advlearn.training.state import State
 
 # --- a schedule of ε --------------------------------------------------------------------------
 
-CONSTANT, MARGIN = math.log(10), 0.05
+UNITS, CONSTANT, MARGIN = 8, math.log(10), 0.05
 FULL = 0.7  # From this share of the training on, ε has its full size.
 Schedule = Callable[[float], float]
 
@@ -49,9 +49,9 @@ class _Rescue:
 
     def loss(self, schedule: Schedule, seed: int) -> float:
         """Of the training images under PGD-20 at full ε, after the training."""
-        f = models.madry_mnist(self.images.shape, 1, seed=seed).to(self.images.images.device)
+        f = models.mlp(self.images.shape, (UNITS,), seed=seed).to(self.images.images.device)
         training.fit(f, self.images, scheduled(schedule, self.threat), epochs=self.epochs,
-                     batch_size=32, lr=4e-3, seed=seed, progress=False)  # fmt: skip
+                     batch_size=32, lr=1e-2, seed=seed, progress=False)  # fmt: skip
         walk = partial(pgd, steps=20, step_size=self.threat.eps / 8)
         return capacity.mean_loss(f.eval(), self.images, self.threat, walk, seed)
 
@@ -97,9 +97,9 @@ class _Rescue:
 def check_ramp(
     schedule: Schedule, images: Dataset, threat: Linf, *, epochs: int, seeds: Sequence[int] = (0, 1)
 ) -> Report:
-    """Try `schedule(progress) -> factor of ε` on networks of width 1 that collapse at full ε.
+    """Try `schedule(progress) -> factor of ε` on networks that collapse at full ε.
 
-    The check does the training, so that every schedule has the same number of steps and gradients.
+    They have one hidden layer of eight units. The check does the training, so that every schedule has the same number of steps and gradients.
 
     Args:
         schedule: the reader's function, of the share of the training that is done.
@@ -195,7 +195,7 @@ class _Contest:
 
 
 def check_keeper(
-    keep: Keeper, *, units: int = 8, scenes: Sequence[int] = (1, 2, 3, 4), steps: int = 1000
+    keep: Keeper, *, units: int = 6, scenes: Sequence[int] = (1, 2, 3, 4), steps: int = 1000
 ) -> Report:
     """Try `keep(points, signs, eps, units, steps) -> ([W1, W2], [b1, b2])`, few units, whole balls.
 

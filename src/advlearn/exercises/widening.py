@@ -141,10 +141,10 @@ def _reached(run: Callable[[str], tuple[nn.Sequential, nn.Sequential]]) -> str |
             units = len(new.weight)
             slope = torch.cat([_told(new, grad=True), _heard(after, units, grad=True)], 1)
             fresh = slope[len(old.weight) :].abs().amax(1) > 0
-            if len(fresh) and fresh.double().mean() < 0.5:  # Some ReLUs are off for all images.
-                return (f"{name}: {int((~fresh).sum())} of {len(fresh)} new units of layer {k + 1} "
-                        "get no gradient, neither in the weights into them nor out of them: "
-                        "ReLU(0) = 0, and its slope at 0 is 0. They are off for ever")  # fmt: skip
+            if len(fresh) and not fresh.any():  # Some ReLUs may be off for all of the images.
+                return (f"{name}: none of the {len(fresh)} new units of layer {k + 1} gets a "
+                        "gradient, neither in the weights into it nor out of it: ReLU(0) = 0, and "
+                        "its slope at 0 is 0. They are off for ever")  # fmt: skip
     return None
 
 
