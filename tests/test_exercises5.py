@@ -143,7 +143,7 @@ def by_programming(x, y):
     limits = torch.zeros(n + 1)
     limits[n] = 1
     bounds = [(0, None)] * 4 + [(None, None)] * 2
-    return max(0.0, -linprog([0, 0, 0, 0, 0, -1], a, limits, bounds=bounds).fun)
+    return max(0.0, -linprog([0, 0, 0, 0, 0, -1], a.numpy(), limits.numpy(), bounds=bounds).fun)
 
 
 def hard_margin(x, y):
@@ -269,10 +269,10 @@ WHOLES = {
     "you say False, but f ≥": lambda *_: False,
     "points that are tried may all miss it": sampled(101),
     "the corners belong to the ball": branch(disc=True),
-    "never says whole of a square that is cut: you say True": sampled(1),
+    "cut, #1: you say True": sampled(1),
     "cut it where the bounds do not decide": branch(cuts=1, verdict=False),
     "in the square of": branch(radius=lambda w: w),
-    "nor where a corner alone is lost: you": branch(cuts=4),
+    "a corner: you say True": branch(cuts=4),
     "returns None": lambda *_: None,
 }  # fmt: skip
 
@@ -421,7 +421,7 @@ def test_below_the_break_even_an_optimiser_beats_the_best_constant_and_above_non
                 w.data += 0.05 * (start if start.any() else torch.ones_like(w) / 10)
                 continue
             risk = nn.functional.softplus(-margin).mean()
-            best = min(best, float(risk))
+            best = min(best, risk.item())
             optimizer.zero_grad()
             risk.backward()
             optimizer.step()
@@ -450,13 +450,14 @@ def ramp(schedule, epochs=8):
     return check_ramp(schedule, FEW, Linf(0.25), epochs=epochs, seeds=(0,))
 
 
+DRAWS = generator(0)
 RAMPS = {
-    "ends at the constant's loss: ε is small for too short": lambda p: 1.0,
+    "ε is small for too short a time": lambda p: 1.0,
     "it must have been small and not 0": lambda p: float(p >= 0.6),
     "meet the full attack: return the factor": lambda p: 0.25 * min(1, p / 0.5),
     "a factor of 0.7": lambda p: min(1, p),
     "allowed are 0 to 1": lambda p: 2 * p,
-    "not always the same": lambda p, gen=generator(0): float(torch.rand(1, generator=gen)),
+    "not always the same": lambda p: float(torch.rand(1, generator=DRAWS)),
     "returns None": lambda p: None,
 }  # fmt: skip
 

@@ -92,6 +92,7 @@ LABELS |= {
 } | {
     "balls_units": "16 balls in the plane: hidden units of the smallest network that keeps them",
     "balls_convicted": "16 balls: larger networks whose training failed",
+    "pairs_without_box": "digits, ε = 0.3: pairs whose class means differ nowhere by more than 2 ε",
 }  # fmt: skip
 
 # A cell of a sweep: what was trained and how, the columns before these, is what it is about.

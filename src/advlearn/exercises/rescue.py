@@ -89,7 +89,7 @@ class _Rescue:
         if not stuck:
             return None
         share = 1 - sum(float(self.schedule(p / 200)) for p in range(200)) / 200
-        return f"{stuck} of {len(yours)} networks end at the constant's loss" + (
+        return f"{stuck} of {len(yours)} trainings end at the constant's loss" + (
             ": ε is small for too short a time" if share < 0.15 else
             ": before ε is large, it must have been small and not 0, and then grow slowly")
 
@@ -111,7 +111,7 @@ def check_ramp(
     rescue = _Rescue(schedule, images, threat, epochs, seeds)
     report = examine(schedule, [
         ("factors of ε, and the full attack at the end", rescue.numbers),
-        (f"no network of {len(seeds)} collapses", rescue.rescued),
+        ("no network collapses", rescue.rescued),
     ])  # fmt: skip
     *others, last = report.findings
     return Report(report.subject, (*others, Finding(last.claim, last.problem, rescue.measured)))
