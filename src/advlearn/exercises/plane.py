@@ -236,29 +236,22 @@ def check_whole(whole: Callable[[list[Tensor], list[Tensor], Tensor, float], boo
         return bool(answer)
 
     def sound(*names: str) -> Callable[[], str | None]:
-        def test() -> str | None:
-            for name in names:
-                _, plain, center, eps = problems[name]
-                low, where = minimum(plain, center, eps)
-                if low <= 0 and told(name):
-                    return (f"{name}: you say True, but f({where[0]:.4f}, {where[1]:.4f}) = "
-                            f"{low:.4f}, in the square of {center.tolist()} and ε = {eps}"
-                            + _hint(name))  # fmt: skip
-            return None
-
-        return test
+        return lambda: next(filter(None, map(lies, names)), None)
 
     def complete(*names: str) -> Callable[[], str | None]:
-        def test() -> str | None:
-            for name in names:
-                _, plain, center, eps = problems[name]
-                low, _ = minimum(plain, center, eps)
-                if not told(name):
-                    return (f"{name}: you say False, but f ≥ {low:.3f} on the whole square: cut it "
-                            "where the bounds do not decide")  # fmt: skip
-            return None
+        return lambda: next(filter(None, map(gives_up, names)), None)
 
-        return test
+    def lies(name: str) -> str | None:
+        _, plain, center, eps = problems[name]
+        low, where = minimum(plain, center, eps)
+        return (f"{name}: you say True, but f({where[0]:.4f}, {where[1]:.4f}) = {low:.4f}, in the "
+                f"square of {center.tolist()} and ε = {eps}{_hint(name)}"
+                if told(name) else None)  # fmt: skip
+
+    def gives_up(name: str) -> str | None:
+        return None if told(name) else (
+            f"{name}: you say False, but f ≥ {minimum(*problems[name][1:])[0]:.3f} on the whole "
+            "square: cut it where the bounds do not decide")
 
     cut = [name for name in problems if name.startswith("cut")]
     kept = [name for name in problems if name.startswith("whole")]

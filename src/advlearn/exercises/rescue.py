@@ -1,4 +1,4 @@
-"""Checkers for the exercises of chapter 5 that train: an ε schedule, and networks with few units."""
+"""Checkers for the exercises of chapter 5 that train: schedules of ε, networks of few units."""
 
 from __future__ import annotations
 
@@ -99,7 +99,8 @@ def check_ramp(
 ) -> Report:
     """Try `schedule(progress) -> factor of ε` on networks that collapse at full ε.
 
-    They have one hidden layer of eight units. The check does the training, so that every schedule has the same number of steps and gradients.
+    They have one hidden layer of eight units. The check does the training, so that every schedule
+    has the same number of steps and gradients.
 
     Args:
         schedule: the reader's function, of the share of the training that is done.

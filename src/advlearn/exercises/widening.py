@@ -14,6 +14,7 @@ from advlearn.exercises.report import Report, examine
 from advlearn.tensors import generator
 
 Widen = Callable[[nn.Sequential, nn.Sequential], object]
+Run = Callable[[str], tuple[nn.Sequential, nn.Sequential]]  # A pair of networks, widened.
 
 
 def _pairs() -> dict[str, tuple[nn.Sequential, nn.Sequential]]:
@@ -103,33 +104,34 @@ def check_widen(widen: Widen) -> Report:
 
         return test
 
-    def untouched() -> str | None:
-        for name, (fresh, _) in _pairs().items():
-            small, large = run(name)
-            kept = zip(fresh.parameters(), small.parameters(), strict=True)
-            if not all(torch.equal(a, b) for a, b in kept):
-                return "the small network was changed"
-            before = [p.detach().clone() for p in small.parameters()]
-            with torch.no_grad():
-                for p in large.parameters():
-                    p.add_(1)
-            kept = zip(before, small.parameters(), strict=True)
-            if not all(torch.equal(a, b) for a, b in kept):
-                return "the networks share memory: training the large one would change the small one"
-        return None
-
     return examine(widen, [
         ("the same function, fully connected",
          equal("one hidden layer", "two hidden layers", "only the second is wider")),
         ("the same function, convolutions",
          equal("convolutions", "convolutions, three times as wide")),
-        ("leaves the small network alone", untouched),
+        ("leaves the small network alone", lambda: _untouched(run)),
         ("a gradient reaches the new units", lambda: _reached(run)),
         ("no two units stay equal", lambda: _twins(run)),
     ])  # fmt: skip
 
 
-def _reached(run: Callable[[str], tuple[nn.Sequential, nn.Sequential]]) -> str | None:
+def _untouched(run: Run) -> str | None:
+    for name, (fresh, _) in _pairs().items():
+        small, large = run(name)
+        kept = zip(fresh.parameters(), small.parameters(), strict=True)
+        if not all(torch.equal(a, b) for a, b in kept):
+            return "the small network was changed"
+        before = [p.detach().clone() for p in small.parameters()]
+        with torch.no_grad():
+            for p in large.parameters():
+                p.add_(1)
+        kept = zip(before, small.parameters(), strict=True)
+        if not all(torch.equal(a, b) for a, b in kept):
+            return "the networks share memory: training the large one would change the small one"
+    return None
+
+
+def _reached(run: Run) -> str | None:
     for name in _pairs():
         small, large = run(name)
         x = _images(small)
@@ -148,7 +150,7 @@ def _reached(run: Callable[[str], tuple[nn.Sequential, nn.Sequential]]) -> str |
     return None
 
 
-def _twins(run: Callable[[str], tuple[nn.Sequential, nn.Sequential]]) -> str | None:
+def _twins(run: Run) -> str | None:
     for name in _pairs():
         layers = _layers(run(name)[1])
         for k, (layer, after) in enumerate(pairwise(layers)):
