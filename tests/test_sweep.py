@@ -44,12 +44,15 @@ GRID = {"cpu": [{"width": [1, 2, 3]}, {"width": 4, "training": ["pgd"], "rate": 
 CELLS = ["1 natural 0", "2 natural 0", "3 natural 0", "4 pgd 7"]
 # The real one imports torch in every cell.
 STAMP = f'display({{"{sweep.PROVENANCE}": {{"commit": "abc", "torch": "2.6"}}}}, raw=True)'
-CLUSTER = """
+# A cluster that knows nothing of the tools, and the command that is told its address.
+FOREIGN = """
+import subprocess, sys
 from distributed import LocalCluster
 options = {"processes": False, "protocol": "tcp://", "host": "127.0.0.1", "dashboard_address": None}
 cluster = LocalCluster(n_workers=1, threads_per_worker=1, **options)
 print(cluster.scheduler_address, flush=True)
-input()
+command = [sys.executable, "tools/sweep.py", "--profile", "smoke", "--scheduler"]
+sys.exit(subprocess.run([*command, cluster.scheduler_address], cwd="..").returncode)
 """
 
 
@@ -106,21 +109,25 @@ def tree(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory):
-    """A tree with all sweeps of the book, and a cluster whose worker cannot import the tools."""
+    """A copy of the tree, and a process that runs the first cell of every sweep of the book there."""
     tree = tmp_path_factory.mktemp("foreign")
     for folder in ("src", "tools", "sweeps"):
         shutil.copytree(ROOT / folder, tree / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "_toc.yml", tree)  # by it the package knows a clone
+    for path in (tree / "sweeps").glob("*.ipynb"):
+        cell = [*sweep.plan(path, "smoke").cells.values()][0]
+        block = {name: value for name, value in cell.items() if name != "profile"}
+        path.with_suffix(".yml").write_text(yaml.safe_dump({"smoke": [block]}))
     (tree / "elsewhere").mkdir()
     env = {**os.environ, "PYTHONPATH": str(tree / "src")}
-    with subprocess.Popen([sys.executable, "-c", CLUSTER], cwd=tree / "elsewhere", env=env, text=True,
-                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as cluster:  # fmt: skip
-        yield tree, env, cluster
-        cluster.communicate("\n", timeout=60)
+    with subprocess.Popen([sys.executable, "-c", FOREIGN], cwd=tree / "elsewhere", env=env, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:  # fmt: skip
+        yield tree, process
+        process.kill()
 
 
 @pytest.fixture(scope="module")
-def client(foreign):  # The foreign cluster takes seconds to start: let it, while others run.
+def client(foreign):  # The foreign run takes longest: it goes on beside the other tests.
     with sweep.connect(None, 2) as client:
         yield client
 
@@ -178,10 +185,10 @@ def test_the_table_has_what_was_run_and_where_it_comes_from(undisturbed):
 
 
 def test_workers_listen_on_this_machine_only(client, foreign):
-    own = psutil.Process()
-    hosts = [c.laddr.ip for process in (own, *own.children(recursive=True))
-             if process.pid != foreign[2].pid
-             for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]  # fmt: skip
+    own, other = psutil.Process(), psutil.Process(foreign[1].pid)
+    ours = {own, *own.children(recursive=True)} - {other, *other.children(recursive=True)}
+    hosts = [c.laddr.ip for process in ours for c in process.net_connections("inet")
+             if c.status == psutil.CONN_LISTEN]  # fmt: skip
     assert len(hosts) >= 5 and set(hosts) == {"127.0.0.1"}, "scheduler, two nannies, two workers"
 
 
@@ -251,20 +258,15 @@ def test_a_sweep_goes_on_after_an_interrupt_a_failure_and_damage(
 
 def test_the_command_sends_all_that_a_foreign_worker_needs(foreign):
     """The first cell of every sweep of the book, in a worker that cannot import the tools."""
-    tree, env, cluster = foreign
-    plans = []
-    for path in (tree / "sweeps").glob("*.ipynb"):
-        cell = [*sweep.plan(path, "smoke").cells.values()][0]
-        block = {name: value for name, value in cell.items() if name != "profile"}
-        path.with_suffix(".yml").write_text(yaml.safe_dump({"smoke": [block]}))
-        plans.append(sweep.plan(path, "smoke"))
-    address = cluster.stdout.readline().strip()
-    command = [sys.executable, "tools/sweep.py", "--profile", "smoke", "--scheduler", address]
-    done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert f"{address}, workers: 1" in done.stdout
+    tree, process = foreign
+    said, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    address, *lines = said.splitlines()
+    assert f"{address}, workers: 1" in lines
+    plans = [sweep.plan(path, "smoke") for path in (tree / "sweeps").glob("*.ipynb")]
+    assert plans
     for plan in plans:
-        assert f"{plan.name}: 1 of 1 cells are finished\n" in done.stdout, "smoke is not stored"
+        assert f"{plan.name}: 1 of 1 cells are finished" in lines, "smoke is not stored"
         ((key, cell),) = plan.cells.items()
         run = plan.kept(key)
         stamp = {"profile", "seed", "minutes", "values", *provenance.stamp()}
