@@ -22,7 +22,7 @@ BOOK_SOURCES := _config.yml _toc.yml $(shell find book chapters src/advlearn dat
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help book test test-browser run reference stamp lab serve bench links clean
+.PHONY: help book test test-browser run reference sweep stamp lab serve bench links clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | \
@@ -42,6 +42,9 @@ run: $(VENV)/.dev ## run the chapters: PROFILE=smoke|cpu|gpu|paper, ONLY=01
 
 reference: $(VENV)/.dev ## run the chapters and store their outputs in chapters/
 	$(BIN)/python tools/run.py --profile $(PROFILE) --only '$(ONLY)' --reference $(ARGS)
+
+sweep: $(VENV)/.dev ## run the grids in sweeps/, or go on with them: PROFILE=cpu, ONLY=05, WORKERS=2
+	$(BIN)/python tools/sweep.py --profile $(PROFILE) --only '$(ONLY)' --workers $(WORKERS) $(ARGS)
 
 stamp: $(BIN)/python ## carry address and version from pyproject.toml to every place
 	$(BIN)/python tools/stamp.py

@@ -145,7 +145,7 @@ def test_shipped_files_are_small():
 
 # --- make, workflows, hooks -------------------------------------------------------------------
 
-TARGETS = "book test test-browser run reference stamp lab serve bench clean help".split()
+TARGETS = "book test test-browser run reference sweep stamp lab serve bench clean help".split()
 
 
 def make(*arguments):

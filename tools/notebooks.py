@@ -80,12 +80,12 @@ def use_kernel(
     os.environ["JUPYTER_PATH"] = str(folder)
 
 
-def headline(nb: NotebookNode) -> dict:
-    """The headline numbers that a notebook displayed."""
+def headline(nb: NotebookNode, mime: str = HEADLINE) -> dict:
+    """The headline numbers that a notebook displayed, or what it displayed as another `mime`."""
     numbers: dict = {}
     for cell in code_cells(nb):
         for output in cell.outputs:
-            numbers.update(output.get("data", {}).get(HEADLINE, {}))
+            numbers.update(output.get("data", {}).get(mime, {}))
     return numbers
 
 

@@ -2,7 +2,7 @@
 
 `{paper-table} Table 1`  rows of data/results/papers.json whose `where` is "Table 1"
 `{trained-networks}`     the manifests in data/checkpoints
-`{recorded-runs}`        every other data/results/*.json, one table per chapter
+`{recorded-runs}`        every other data/results/*.json, one table per chapter, or per sweep
 
 What is not there is not shown, and the page says so.
 """
@@ -97,6 +97,29 @@ LABELS |= {
         "p_high": "p, highest run", "p_low": "p, lowest run", "classes": "wrong classes reached",
     }.items()
 }  # fmt: skip
+LABELS |= {
+    f"capacity_{key}_{width}_{kind}": f"{training}, width {width}: {what}"
+    for key, training in {
+        "natural": "natural training", "fgsm": "FGSM training", "pgd": "PGD training",
+        "ramp": "PGD training with a ramp",
+    }.items()
+    for width in (1, 2, 4, 8, 16)
+    for kind, what in {
+        "natural": "clean, %", "fgsm": "FGSM, %", "pgd": "PGD-40, %", "loss": "loss under PGD-40",
+        "transfer": "PGD-40 made on another seed, %",
+    }.items()
+} | {
+    "balls_units": "16 balls in the plane: hidden units of the smallest network that keeps them",
+    "balls_convicted": "16 balls: larger networks whose training failed",
+    "pairs_without_box": "digits, ε = 0.3: pairs whose class means differ nowhere by more than 2 ε",
+}  # fmt: skip
+
+# A cell of a sweep: what was trained and how, the columns before these, is what it is about.
+CELL_LABELS = {
+    "natural": "no attack, %", "fgsm": "FGSM, %", "pgd": "PGD, %", "top": "commonest answer, %",
+    "loss": "training loss", "pgd_loss": "loss under PGD",
+}  # fmt: skip
+RUN = {"profile", "seed", "minutes", "date", "commit", "hardware", "torch", "python", "values"}
 
 
 def percent(value):
@@ -195,6 +218,39 @@ def runs_table(name, runs):
         heads = [f"seed {r['seed']}" for r in runs]
     yield from grid(["value", *heads], rows, "l" + "r" * len(runs))
     yield ""
+    yield from origin_lines(heads, runs)
+
+
+def sweep_table(name, runs):
+    """One row for all seeds of a cell: the parameters that differ, mean values, minutes."""
+    fields = dict.fromkeys(["profile", *(k for r in runs for k in r if k not in RUN)])
+    differ = [k for k in fields if len({json.dumps(r.get(k)) for r in runs}) > 1]
+    keys = list(dict.fromkeys(k for r in runs for k in r["values"]))
+    labels = [CELL_LABELS.get(key, f"`{key}`") for key in keys]
+    cells = {}
+    for r in runs:
+        cells.setdefault(tuple(short(r.get(k)) for k in differ), []).append(r)
+    rows = []
+    for cell, same in cells.items():
+        values = [[r["values"][k] for r in same if k in r["values"]] for k in keys]
+        means = [sum(v) / len(v) if v else None for v in values]
+        shown = [m if m is None or "%" not in label else f"{100 * m:.1f}"
+                 for label, m in zip(labels, means, strict=True)]  # fmt: skip
+        rows.append([*cell, *shown, len(same), sum(r["minutes"] for r in same)])
+    yield f"**{name}**, means over seeds"
+    yield ""
+    heads = [*(f"`{k}`" for k in differ), *labels, "seeds", "minutes, all seeds"]
+    yield from grid(heads, rows, "l" * len(differ) + "r" * (len(labels) + 2))
+    yield ""
+    yield from origin_lines([f"seed {r['seed']}" for r in runs], runs)
+
+
+def is_sweep(runs):
+    return max(Counter((r["profile"], r["seed"]) for r in runs).values()) > 1
+
+
+def origin_lines(heads, runs):
+    """Where the runs come from, each origin once."""
     origins = {}
     for head, r in zip(heads, runs, strict=True):
         parts = [
@@ -203,7 +259,7 @@ def runs_table(name, runs):
             f"commit {r.get('commit')}",
             r.get("date"),
         ]
-        origins.setdefault(" · ".join(str(p) for p in parts), []).append(head)
+        origins.setdefault(" · ".join(str(p) for p in parts), {})[head] = None
     for origin, which in origins.items():
         yield f"{'; '.join(which)}: {origin}."
         yield ""
@@ -263,8 +319,12 @@ class RecordedRuns(Lines):
     def run(self):
         lines = []
         for path in self.files("data/results"):
-            if path.name != Path(PAPERS).name and (record := self.read(path)).get("tabled", "runs" in record):
-                lines += runs_table(path.stem, record["runs"])
+            if path.name == Path(PAPERS).name:
+                continue
+            record = self.read(path)
+            if record.get("tabled", "runs" in record):
+                shape = sweep_table if is_sweep(record["runs"]) else runs_table
+                lines += shape(path.stem, record["runs"])
         return self.show(lines or ["No recorded run is part of this version yet."])
 
 

@@ -35,18 +35,33 @@ def recorded(name: str, profile: str | None = None) -> list[dict[str, object]]:
     return [run for run in runs if profile in (None, run["profile"])]
 
 
+def store(
+    name: str, runs: Sequence[Mapping[str, object]], by: Sequence[str] = ("profile", "seed")
+) -> None:
+    """Store runs in `data/results/NAME.json`, sorted by the fields named in `by`.
+
+    A run replaces an earlier one that agrees with it in all of these fields; a field that a run
+    does not have counts as None.
+    """
+
+    def place(run: Mapping[str, object]) -> list[tuple]:
+        return [(run.get(field) is not None, run.get(field)) for field in by]
+
+    new = [place(run) for run in runs]
+    runs = [run for run in recorded(name) if place(run) not in new] + list(runs)
+    path = storage.shipped() / "results" / f"{name}.json"
+    with storage.atomic(path) as temporary:
+        text = json.dumps({"runs": sorted(runs, key=place)}, indent=1, ensure_ascii=False)
+        temporary.write_text(text + "\n", encoding="utf8")
+
+
 def record(
     name: str, profile: str, seed: int, values: Mapping[str, object], minutes: float, **more: object
 ) -> None:
-    """Store one run; it replaces an earlier one of the same profile and seed."""
-    runs = [run for run in recorded(name) if (run["profile"], run["seed"]) != (profile, seed)]
-    runs.append({"profile": profile, "seed": seed, "minutes": round(minutes, 2),
-                 **provenance.stamp(), **more, "values": dict(values)})  # fmt: skip
-    runs.sort(key=lambda run: (run["profile"], run["seed"]))
-    path = storage.shipped() / "results" / f"{name}.json"
-    with storage.atomic(path) as temporary:
-        text = json.dumps({"runs": runs}, indent=1, ensure_ascii=False)
-        temporary.write_text(text + "\n", encoding="utf8")
+    """Store one run, made here and now; it replaces an earlier one of the same profile and seed."""
+    run = {"profile": profile, "seed": seed, "minutes": round(minutes, 2), **provenance.stamp(),
+           **more, "values": dict(values)}  # fmt: skip
+    store(name, [run])
 
 
 @dataclass(frozen=True)

@@ -149,6 +149,7 @@ def panels(
     colors: Mapping[str, str] | None = None,
     dashed: Sequence[str] = (),
     ylim: tuple[float, float] | None = None,
+    doubling: bool = False,
 ) -> Figure:
     """Named curves in panels side by side, at most two in a row.
 
@@ -157,6 +158,7 @@ def panels(
         curves: title -> name -> y.
         colors: name -> colour; others follow the palette.
         dashed: names drawn dashed.
+        doubling: the common abscissae lie on a logarithmic axis, each marked with its value.
     """
     columns = min(len(curves), 2)
     lines = -(-len(curves) // columns)
@@ -170,6 +172,9 @@ def panels(
         ax.set(title=title, xlabel=xlabel, ylabel=ylabel if i % columns == 0 else "")
         if ylim:
             ax.set_ylim(*ylim)
+        if doubling:
+            ax.set_xscale("log", base=2)
+            ax.set_xticks(x, [str(value) for value in x])
         ax.legend(fontsize=9)
     return fig
 

@@ -9,7 +9,7 @@ from matplotlib import patheffects
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from advlearn.plotting.style import FAINT, OTHER, PALETTE, ROBUST
+from advlearn.plotting.style import FAINT, NATURAL, OTHER, PALETTE, ROBUST
 
 Extent = tuple[float, float, float, float]
 
@@ -127,4 +127,43 @@ def heatmaps(
         ax.grid(False)
         ax.spines[:].set_visible(False)
     axes[0, 0].set_ylabel(ylabel)
+    return fig
+
+
+def separations(
+    panels: Mapping[str, np.ndarray],
+    lost: Mapping[str, np.ndarray],
+    points: np.ndarray,
+    signs: np.ndarray,
+    eps: float,
+    *,
+    extent: Extent,
+    columns: int = 4,
+) -> Figure:
+    """Points of two classes, the squares around them, and where a classifier draws its boundary.
+
+    Args:
+        panels: title -> values of the classifier, (H, W), the lowest ordinate first.
+        lost: title -> (n,) bool: squares that are not all on their side; drawn thick, and hatched.
+        points, signs: (n, 2) and ±1, (n,).
+        eps: half a side of the squares.
+        extent: left, right, bottom, top.
+        columns: panels in a row.
+    """
+    lines = -(-len(panels) // columns)
+    fig, axes = plt.subplots(lines, columns, squeeze=False, layout="constrained", sharex=True,
+                             sharey=True, figsize=(2.1 * columns, 2.3 * lines))  # fmt: skip
+    for ax, (title, values) in zip(axes.flat, panels.items(), strict=False):
+        ax.contourf(values, levels=[-np.inf, 0, np.inf], extent=extent, colors=[NATURAL, ROBUST],
+                    alpha=0.18)  # fmt: skip
+        ax.contour(values, levels=[0], extent=extent, colors="black", linewidths=1)
+        for (u, v), sign, bad in zip(points, signs, lost[title], strict=True):
+            color = ROBUST if sign > 0 else NATURAL
+            ax.add_patch(plt.Rectangle((u - eps, v - eps), 2 * eps, 2 * eps, fill=False, ec=color,
+                                       lw=2 if bad else 0.8, hatch="////" if bad else None))
+            ax.plot(u, v, "^" if sign > 0 else "o", color=color, ms=4)
+        ax.set(xlim=extent[:2], ylim=extent[2:], xticks=[], yticks=[], aspect="equal")
+        ax.set_title(title, fontsize=9)
+        ax.grid(False)
+        ax.spines[:].set_visible(True)
     return fig
