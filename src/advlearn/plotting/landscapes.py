@@ -82,8 +82,10 @@ def hills(
             shown = [values[groups == g] for g in order[: len(GROUPS)]]
             rest = values[~np.isin(groups, order[: len(GROUPS)])]
             labels = [f"→ {g}: {len(v)}" for g, v in zip(order, shown, strict=False)]
+            # As an image: bars for every bin and group would be a third of a page's weight.
             ax.hist([*shown, rest], bins=edges, stacked=True, color=[*GROUPS[: len(shown)], RANDOM],
-                    label=[*labels, f"others: {len(rest)}" if len(rest) else "_"])  # fmt: skip
+                    label=[*labels, f"others: {len(rest)}" if len(rest) else "_"],
+                    rasterized=True)  # fmt: skip
             if marks and name in marks:
                 ax.axvline(marks[name][i], color="black", ls=":", lw=1.5)
             ax.legend(fontsize=8, handlelength=0.8, labelspacing=0.2, borderaxespad=0.1)
