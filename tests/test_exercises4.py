@@ -559,7 +559,8 @@ def test_a_wrong_search_is_named(climb, message):
 
 
 @pytest.mark.parametrize("check", [check_excluded, check_choices, check_decoy, check_start_angle,
-                                   check_fence, check_forecast, "climb"], ids=str)  # fmt: skip
+                                   check_fence, check_forecast, "climb"], 
+                         ids=lambda check: getattr(check, "__name__", check))  # fmt: skip
 def test_a_stub_gets_a_false_report_that_says_what_is_missing(check, climb):
     report = (climb if check == "climb" else check)(stub)
     assert not report
