@@ -38,7 +38,7 @@ def bundles(
         log: logarithmic ordinates.
     """
     n = len(titles)
-    fig, axes = plt.subplots(len(rows), n, sharex=True, sharey="row", squeeze=False, dpi=90,
+    fig, axes = plt.subplots(len(rows), n, sharex=True, sharey="row", squeeze=False, dpi=72,
                              layout="constrained", figsize=(1.75 * n + 0.7, 2.1 * len(rows) + 0.7))
     for line, (name, panels) in zip(axes, rows.items(), strict=True):
         for ax, kinds in zip(line, panels, strict=True):
@@ -157,8 +157,11 @@ def slices(panels: Mapping[str, Mapping[str, Slice]], *, label: str) -> Figure:
             veil = np.zeros((*cut.inside.shape, 4))
             veil[~cut.inside] = (1, 1, 1, 0.75)
             ax.imshow(veil, origin="lower", extent=cut.extent, interpolation="none")
-            ax.contour(cut.inside, levels=[0.5], extent=cut.extent, colors=OTHER, linewidths=1.5)
-            ax.contour(allowed, levels=7, extent=cut.extent, colors=FAINT, linewidths=0.5)
+            for values, levels, color, width in ((cut.inside, [0.5], OTHER, 1.5),
+                                                 (allowed, 7, FAINT, 0.5)):  # fmt: skip
+                lines = ax.contour(values, levels=levels, extent=cut.extent, colors=color,
+                                   linewidths=width)  # fmt: skip
+                lines.set_rasterized(True)  # Its vertices would make the file heavy.
             ax.plot(*cut.points[0], "o", color=THEORY, mec="white", ms=7, zorder=3)
             ax.plot(*cut.points[1:].T, "X", color=THEORY, mec="white", ms=9, ls="", zorder=3)
             ax.set(xticks=[], yticks=[], aspect="equal")

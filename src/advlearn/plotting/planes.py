@@ -37,7 +37,8 @@ def surface(
     """
     fig, ax = plt.subplots(figsize=(5.6, 4.4), layout="constrained")
     drawn = ax.imshow(values, origin="lower", extent=extent, cmap="Greys_r", interpolation="none")
-    ax.contour(values, levels=8, extent=extent, colors=FAINT, linewidths=0.5)
+    lines = ax.contour(values, levels=8, extent=extent, colors=FAINT, linewidths=0.5)
+    lines.set_rasterized(True)  # Its vertices would make the file heavy.
     fig.colorbar(drawn, ax=ax, label=label)
     if frame:
         left, right, bottom, top = frame
