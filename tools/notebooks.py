@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import json
 import os
 import re
@@ -116,8 +118,24 @@ def clean_outputs(cell: NotebookNode) -> list[NotebookNode]:
         for mime, value in output.get("data", {}).items():
             if isinstance(value, str) and is_text(mime):
                 output.data[mime] = tidy(value)
+            if mime == "image/svg+xml":
+                output.data[mime] = with_light_images(output.data[mime])
         kept.append(output)
     return kept
+
+
+def with_light_images(svg: str) -> str:
+    """The figure with what is drawn as an image in 256 colours, where that makes it smaller."""
+    from PIL import Image
+
+    def light(match: re.Match) -> str:
+        file = io.BytesIO()
+        image = Image.open(io.BytesIO(base64.b64decode(match[2]))).convert("RGBA")
+        image.quantize(256, Image.Quantize.FASTOCTREE).save(file, "png", optimize=True)
+        encoded = base64.b64encode(file.getvalue()).decode()
+        return match[1] + min(encoded, match[2], key=len) + '"'
+
+    return re.sub(r'(href="data:image/png;base64,\s*)([^"]+)"', light, svg)
 
 
 def is_text(mime: str) -> bool:
