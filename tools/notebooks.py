@@ -125,13 +125,20 @@ def clean_outputs(cell: NotebookNode) -> list[NotebookNode]:
 
 
 def with_light_images(svg: str) -> str:
-    """The figure with what is drawn as an image in 256 colours, where that makes it smaller."""
+    """The figure with what is drawn as an image in 256 colours, where that makes it smaller.
+
+    Greys stay as they are: a map of a loss must not get steps.
+    """
     from PIL import Image
 
     def light(match: re.Match) -> str:
         file = io.BytesIO()
         image = Image.open(io.BytesIO(base64.b64decode(match[2]))).convert("RGBA")
-        image.quantize(256, Image.Quantize.FASTOCTREE).save(file, "png", optimize=True)
+        r, g, b, a = (band.tobytes() for band in image.split())
+        if r == g == b and set(a) == {255}:
+            image.convert("L").save(file, "png", optimize=True)
+        else:
+            image.quantize(256, Image.Quantize.FASTOCTREE).save(file, "png", optimize=True)
         encoded = base64.b64encode(file.getvalue()).decode()
         return match[1] + min(encoded, match[2], key=len) + '"'
 
