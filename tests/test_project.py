@@ -1,5 +1,7 @@
 """What holds the project together: addresses, dependencies, make targets, runner, workflows."""
 
+import base64
+import io
 import json
 import os
 import re
@@ -9,12 +11,14 @@ import sys
 
 import nbformat
 import notebooks
+import numpy as np
 import pytest
 import requirements
 import stamp
 import yaml
 from notebooks import ROOT
 from packaging.requirements import Requirement
+from PIL import Image
 
 IGNORED = shutil.ignore_patterns(
     ".git", ".venv*", "_build", ".*_cache", ".hypothesis", "__pycache__", "*.npz", "retrained"
@@ -277,3 +281,22 @@ def test_a_failure_leaves_the_stored_notebooks_alone(small, last):
 
 def test_smoke_is_no_reference(small):
     assert run(small, "--profile", "smoke", "--reference")[0].returncode == 2
+
+
+def test_images_in_figures_are_stored_light_and_greys_exactly():
+    """256 colours where that is smaller; a grey map keeps every level, a light image its bytes."""
+    r, g = np.random.default_rng(0).integers(0, 256, (2, 64, 64))
+    solid = np.full_like(r, 255)
+    coloured, grey = (np.stack(bands, 2) for bands in ((r, g, 0 * r, solid), (r, r, r, solid)))
+    for pixels, exact in ((coloured, False), (grey, True)):
+        file = io.BytesIO()
+        Image.fromarray(pixels.astype(np.uint8), "RGBA").save(file, "png")
+        inside = base64.b64encode(file.getvalue()).decode()
+        svg = f'<svg><path d="M 0 0"/><image xlink:href="data:image/png;base64,\n{inside}" x="1"/></svg>'
+        light = notebooks.with_light_images(svg)
+        assert len(light) < len(svg)
+        kept = re.fullmatch(r'(.*base64,\s*)([^"]+)(" x="1"/></svg>)', light, re.S)
+        assert kept[1] + inside + kept[3] == svg
+        image = Image.open(io.BytesIO(base64.b64decode(kept[2]))).convert("RGBA")
+        off = np.abs(np.asarray(image).astype(int) - pixels).max()
+        assert off == 0 if exact else 0 < off <= 40
