@@ -120,7 +120,8 @@ LABELS |= {
 # A cell of a sweep: what was trained and how, the columns before these, is what it is about.
 CELL_LABELS = {
     "natural": "no attack, %", "fgsm": "FGSM, %", "pgd": "PGD, %", "top": "commonest answer, %",
-    "loss": "training loss", "pgd_loss": "loss under PGD",
+    "loss": "training loss", "pgd_loss": "loss under PGD", "pgd_low": "PGD, small ε, %",
+    "pgd_high": "PGD, large ε, %", "train": "PGD, training images, %",
 }  # fmt: skip
 RUN = {"profile", "seed", "minutes", "date", "commit", "hardware", "torch", "python", "values"}
 
