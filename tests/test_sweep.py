@@ -275,6 +275,19 @@ def test_the_command_sends_all_that_a_foreign_worker_needs(foreign):
     assert not (tree / "data").exists()
 
 
+def test_a_sweep_that_has_lost_all_its_workers_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(sweep.LOCAL, "distributed.scheduler.no-workers-timeout", "1 s")
+    plan = Tree(tmp_path).plan()
+    with sweep.connect(None, 1) as client:
+        client.cluster.scale(0)
+        deadline = time.monotonic() + 30
+        while client.scheduler_info()["workers"] and time.monotonic() < deadline:
+            time.sleep(0.05)
+        failed = sweep.run(client, plan, {})
+    assert set(failed) == set(plan.cells)
+    assert all("without any running workers" in said for said in failed.values()), failed
+
+
 # --- without one --------------------------------------------------------------------------------
 
 

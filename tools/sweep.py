@@ -40,6 +40,10 @@ from advlearn import storage
 if TYPE_CHECKING:  # Slow to import, and each worker imports this file.
     from distributed import Client
 
+# A laptop that slept must find its workers again, and a sweep that has lost them all must say so.
+# (Local workers that die are started anew within seconds.)
+LOCAL = {"distributed.scheduler.worker-ttl": None,
+         "distributed.scheduler.no-workers-timeout": "60 s"}  # fmt: skip
 PROVENANCE = "application/vnd.advlearn.provenance+json"
 # Appended to the notebook, so that hardware, threads and versions are those of the cell's own kernel.
 STAMP = f"""from advlearn import provenance
@@ -166,13 +170,14 @@ def connect(scheduler: str | None, workers: int, timeout: float = 10) -> Iterato
     Raises:
         ConnectionError: nobody answers at the address within `timeout` seconds.
     """
+    import dask
     from distributed import Client, LocalCluster
 
     if scheduler is None:
         # The memory is the kernels', which Dask does not see; so it need not watch its own.
         options = {"processes": True, "memory_limit": 0, "dashboard_address": None}
         options |= {"n_workers": workers, "threads_per_worker": 1, "host": "127.0.0.1"}
-        with LocalCluster(**options) as cluster, Client(cluster) as client:
+        with dask.config.set(LOCAL), LocalCluster(**options) as cluster, Client(cluster) as client:
             yield client
         return
     try:

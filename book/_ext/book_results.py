@@ -78,7 +78,10 @@ LABELS |= {
         "cw": "CW", "cwplus": "CW+, κ = 50",
     }.items()
 }  # fmt: skip
-LABELS |= {f"digits_runs_{r}": f"digits, robust network: {r} run{'s' * (r > 1)} of PGD-10, %" for r in (1, 10, 40)}
+LABELS |= {
+    f"digits_runs_{r}": f"digits, robust network: {r} run{'s' * (r > 1)} of PGD-10, %"
+    for r in (1, 10, 40)
+}
 LABELS |= {f"budget_{t}": f"1,000 gradients as runs of {t} steps, %" for t in (5, 10, 20, 40, 100)} | {
     "together": "all runs of the grid and the standard evaluation, %",
     "spread_natural": "natural network: spread of the final losses, %",
@@ -117,7 +120,8 @@ LABELS |= {
 # A cell of a sweep: what was trained and how, the columns before these, is what it is about.
 CELL_LABELS = {
     "natural": "no attack, %", "fgsm": "FGSM, %", "pgd": "PGD, %", "top": "commonest answer, %",
-    "loss": "training loss", "pgd_loss": "loss under PGD",
+    "loss": "training loss", "pgd_loss": "loss under PGD", "pgd_low": "PGD, small ε, %",
+    "pgd_high": "PGD, large ε, %", "train": "PGD, training images, %",
 }  # fmt: skip
 RUN = {"profile", "seed", "minutes", "date", "commit", "hardware", "torch", "python", "values"}
 

@@ -3,12 +3,14 @@
 The theme brings all of Font Awesome (1.5 MB of script) and all of Bootstrap (0.4 MB of rules).
 After the build, the script is replaced by one that knows just the icons found in the pages, and
 rules for classes that no page and no script names are taken out of the style sheets. Search
-scripts stay on the search page only. Matplotlib writes six decimals of a 72nd of an inch, and a
-name for every line: figures keep one decimal, and the names that something refers to.
+scripts stay on the search page only. Matplotlib writes six decimals of a 72nd of an inch, a name and
+a group for every line, and every style in full: figures keep one decimal, the names that something
+refers to, the groups that say something, and a style once.
 """
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 from sphinx.util import logging
@@ -118,9 +120,8 @@ def plainer(svg):
     """A figure with one decimal in its coordinates, and without what nothing refers to."""
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.S)
     svg = re.sub(r'( (?:d|x|y|points|transform)=")(translate[^"]*|[^"(]*)(")', _one_decimal, svg)
-    named = set(re.findall(r"#([\w-]+)", svg))
-    svg = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in named else "", svg)
-    return re.sub(r"\n\s*", "\n", svg)
+    svg = re.sub(r'( d=")([^"]*)', lambda m: m[1] + _short_path(m[2]), svg)
+    return re.sub(r"\n\s*", "\n", _without_bare_groups(_shared_styles(_short_names(svg))))
 
 
 def _one_decimal(match):
@@ -132,6 +133,46 @@ def _one_decimal(match):
         + (" " + scale + after if scale else "")
         + match[3]
     )
+
+
+def _short_path(path):
+    """A command that repeats is not said again, and `M` goes on as `L`."""
+    out, goes_on = [], None
+    for command, numbers in re.findall(r"([a-zA-Z])([^a-zA-Z]*)", path):
+        out.append((" " if command == goes_on else command) + numbers.strip())
+        goes_on = "L" if command == "M" else command if command in "LQC" else None
+    return "".join(out).replace(" -", "-")
+
+
+def _short_names(svg):
+    """The ids that something refers to, as i0, i1, …; the others are left out."""
+    names = {name: f"i{n}" for n, name in enumerate(dict.fromkeys(re.findall(r"#([\w-]+)", svg)))}
+    svg = re.sub(r' id="([^"]*)"', lambda m: f' id="{names[m[1]]}"' if m[1] in names else "", svg)
+    return re.sub(r'(href="#|url\(#)([\w-]+)', lambda m: m[1] + names[m[2]], svg)
+
+
+def _shared_styles(svg):
+    """A style that several elements have is a rule of the figure's style sheet."""
+    if "</style>" not in svg:
+        return svg
+    counts = Counter(re.findall(r' style="([^"]*)"', svg))
+    names = {s: f"s{n}" for n, s in enumerate(s for s, count in counts.items() if count > 1)}
+    svg = re.sub(
+        r' style="([^"]*)"', lambda m: f' class="{names[m[1]]}"' if m[1] in names else m[0], svg
+    )
+    rules = "".join(f".{name}{{{style}}}" for style, name in names.items())
+    return svg.replace("</style>", rules + "</style>", 1)
+
+
+def _without_bare_groups(svg):
+    """Groups that say nothing of what is in them are left out."""
+    parts, opened = re.split(r"(<g(?:\s[^>]*)?>|</g>)", svg), []
+    for i, part in enumerate(parts):
+        if part.startswith("<g") and not part.endswith("/>"):
+            opened.append(i)
+        elif part == "</g>" and parts[start := opened.pop()] == "<g>":
+            parts[start] = parts[i] = ""
+    return "".join(parts)
 
 
 def slim(app, error):
