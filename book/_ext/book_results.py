@@ -117,6 +117,18 @@ LABELS |= {
     "pairs_without_box": "digits, ε = 0.3: pairs whose class means differ nowhere by more than 2 ε",
 }  # fmt: skip
 
+LABELS |= {
+    "natural_clean": "natural network: clean, %", "robust_clean": "robust network: clean, %",
+    "robust_pgd": "robust network: PGD, %", "overfit_best": "robust overfitting: best checkpoint, PGD, %",
+    "overfit_last": "robust overfitting: last checkpoint, PGD, %",
+    "twofold_gap": "toy: largest distance of trained classifiers from the formula, %",
+    "gaussian_gap": "Gaussian model: largest distance of learned errors from the curve",
+} | {
+    f"eps_{eps:02d}_{kind}": f"trained at ε = {eps / 100:g}: {what}, %"
+    for eps in (0, 5, 10, 20, 30, 40)
+    for kind, what in {"natural": "clean", "pgd_low": "PGD, small ε", "pgd_high": "PGD, large ε"}.items()
+}  # fmt: skip
+
 # A cell of a sweep: what was trained and how, the columns before these, is what it is about.
 CELL_LABELS = {
     "natural": "no attack, %", "fgsm": "FGSM, %", "pgd": "PGD, %", "top": "commonest answer, %",
