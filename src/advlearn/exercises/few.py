@@ -103,7 +103,7 @@ _NEEDED_MISTAKES: dict[str, Needed] = {
 def gaussian(d: int, n: int, sigma: float, seed: int, signs: bool = True) -> tuple[Tensor, ...]:
     """(x, y, θ): n examples x = yθ + σz with θ = ±1 in all d pixels, float64."""
     gen = generator(seed)
-    theta = torch.where(torch.rand(d, generator=gen) < (0.6 if signs else 2), 1.0, -1.0).double()
+    theta = torch.where(torch.rand(d, generator=gen) < (0.9 if signs else 2), 1.0, -1.0).double()
     y = torch.where(torch.rand(n, generator=gen) < 0.5, 1.0, -1.0).double()
     x = y[:, None] * theta + sigma * torch.randn(n, d, generator=gen, dtype=torch.float64)
     return x, y, theta
@@ -124,7 +124,9 @@ def _problems() -> dict[str, Problem]:
         "ε = 0.3": drawn(400, 60, 3.0, 0.3, 0.01, 2),
         "ε = 0.6": drawn(400, 120, 3.0, 0.6, 0.01, 3),
         "ε = 0.6, another draw": drawn(900, 120, 3.5, 0.6, 0.05, 4),
-        "small noise": drawn(300, 80, 0.8, 0.5, 0.001, 5),
+        "small noise": drawn(300, 80, 0.8, 0.5, 0.001, 7),
+        "six pixels": drawn(6, 60, 1.0, 0.4, 0.1, 1),
+        "twelve pixels": drawn(12, 60, 1.5, 0.4, 0.12, 4),
         "an error that rises": (x, torch.ones(6).double(), theta, 0.5, 0.2, 0.05),
         "never": drawn(50, 20, 4.0, 0.95, 0.01, 6),
     }
@@ -166,8 +168,8 @@ def check_needed(needed: Needed) -> Report:
 
     names = list(problems)
     return examine(needed, [
-        ("without an attack", right(names[0])), ("under attack", right(*names[1:5])),
-        ("an error that rises and falls again", right(names[5])), ("never enough", right(names[6])),
+        ("without an attack", right(names[0])), ("under attack", right(*names[1:7])),
+        ("an error that rises and falls again", right(names[7])), ("never enough", right(names[8])),
     ])  # fmt: skip
 
 
@@ -204,7 +206,7 @@ def bernoulli(n: int, theta: Tensor, tau: float, seed: int) -> tuple[Tensor, Ten
 class _OneExample:
     """What the reader learns from one example each of several θ, and asks of new images."""
 
-    def __init__(self, learn: Learn, draws: int = 8, images: int = 250) -> None:
+    def __init__(self, learn: Learn, draws: int = 8, images: int = 120) -> None:
         self.learn, self.seeds, self.images = learn, range(draws), images
         self.kept: list[tuple[Callable[[Tensor], Tensor], Tensor, Tensor, Mapping]] = []
         self.failed = False
