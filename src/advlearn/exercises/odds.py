@@ -198,17 +198,6 @@ def critical(p: float, eta: float, d: float) -> float:
     return _until(better, eta)
 
 
-def _still_first(p: float, eta: float, d: float) -> float:
-    """As if the attacker left x₁ alone."""
-
-    def better(eps: float) -> bool:
-        m, root = eta - eps, math.sqrt(d)
-        c = math.log(p / (1 - p)) / (2 * d * m)
-        return p * NORMAL.cdf(root * (m + c)) + (1 - p) * NORMAL.cdf(root * (m - c)) > p
-
-    return _until(better, eta * (1 - 1e-12))
-
-
 def _kept_weights(p: float, eta: float, d: float) -> float:
     c = math.log(p / (1 - p)) / (2 * d * eta)
     return _until(lambda eps: accuracy(c, p, eta, d, eps) > p, eta)
@@ -216,15 +205,14 @@ def _kept_weights(p: float, eta: float, d: float) -> float:
 
 _CRITICAL_MISTAKES: dict[str, Callable[..., float]] = {
     "2η turns the weak features around; they are useless before that": lambda p, eta, d: 2 * eta,
-    "at η their mean is 0, for infinitely many features that is the answer; with d of them noise "
-    "ends their use earlier": lambda p, eta, d: eta,
+    "at η their mean is 0; for d → ∞ that is the answer, and for a classifier whose x₁ the attacker "
+    "cannot weaken; a linear one lets go earlier": lambda p, eta, d: eta,
     "that compares x₁ alone with the weak features alone: a mixture holds out longer":
         lambda p, eta, d: eta - NORMAL.inv_cdf(p) / math.sqrt(d),
     "until there the mixture is a local maximum: x₁ alone may be higher":
         lambda p, eta, d: _until(lambda eps: mixture(p, eta, d, eps) is not None, eta),
     "the average of d weak features has the variance 1/d, not 1": lambda p, eta, d:
         critical(p, eta, 1),
-    "the attacker moves x₁ as well: ε times its weight is missing": _still_first,
     "the weights that are best without an attack: under attack others are better, they change with "
     "ε": _kept_weights,
 }  # fmt: skip
