@@ -116,6 +116,9 @@ LABELS |= {
     "balls_convicted": "16 balls: larger networks whose training failed",
     "pairs_without_box": "digits, ε = 0.3: pairs whose class means differ nowhere by more than 2 ε",
 }  # fmt: skip
+LABELS |= {
+    "eps_x1_beats_average": "p = 0.95, η = 0.1, 10,000 weak features: ε from which x₁ alone beats their average",
+}  # fmt: skip
 
 LABELS |= {
     "natural_clean": "natural network: clean, %", "robust_clean": "robust network: clean, %",
