@@ -191,7 +191,8 @@ def gaussian_learners(
 def gaussian_lower(d: int, n: float, sigma: float, eps: float) -> float:
     r"""No learner has a smaller expected robust error over θ ~ N(0, I):
     $\frac12\bigl(1 - 2\Phi(-\varepsilon\sqrt{1 + \sigma^2/n})\bigr)^d$."""
-    return 0.5 * (1 - 2 * normal_cdf(-eps * math.sqrt(1 + sigma**2 / n))) ** d
+    outside = 2 * normal_cdf(-eps * math.sqrt(1 + sigma**2 / n))
+    return 0.5 * math.exp(d * math.log1p(-outside))
 
 
 def gaussian_upper(d: int, n: float, sigma: float, eps: float) -> tuple[float, float]:
