@@ -1,0 +1,107 @@
+from functools import partial
+
+import pytest
+import torch
+from helpers import digits
+
+from advlearn import data, models, tradeoff, training
+from advlearn.attacks import pgd
+from advlearn.evaluation import predict, worst_case
+from advlearn.threats import Linf
+from advlearn.tradeoff import cell, images_of, objective, overfit, robust
+
+small = partial(cell, images=200, steps=12, seed=3, dataset="digits", n=50)
+
+
+def judged(f, images, eps, seed=3):
+    x, y = images.tensors()
+    walk = partial(pgd, steps=40, step_size=eps / 15)
+    return worst_case(f, x, y, Linf(eps), [walk], seed=seed, index=images.index).accuracy
+
+
+def test_a_cell_written_out():
+    chosen = data.load("digits", "train").split_off(200)[0].subset(200, 3)
+    test = data.load("digits", "test").subset(50, 3)
+    f, threat = models.small_conv((1, 8, 8), seed=3), Linf(0.1)
+    walk = partial(pgd, steps=5)
+    # 200 // 64 = 3 steps in an epoch, so 12 steps are 4 epochs.
+    training.fit(f, chosen, training.adversarial(threat, walk, step_size=0.1 / 3, ramp=0.3),
+                 epochs=4, batch_size=64, seed=3, progress=False)  # fmt: skip
+    x, y = test.tensors()
+    right = float((predict(f.eval(), x).argmax(1) == y).double().mean())
+    assert small("pgd", 0.1) == {
+        "natural": right, "pgd_low": judged(f, test, 0.05), "pgd_high": judged(f, test, 0.2),
+        "train": judged(f, chosen.subset(50), 0.1),
+    }  # fmt: skip
+
+
+def test_natural_training_knows_no_eps_and_few_images_get_as_many_steps(monkeypatch):
+    assert small("natural", 0.0) == small("natural", 0.2)
+    asked = []
+    monkeypatch.setattr(tradeoff, "fit", lambda f, d, o, **options: asked.append(options))
+    for images, epochs, batch_size in ((20, 640, 20), (64, 640, 64), (640, 64, 64), (1000, 43, 64)):
+        small("natural", 0.0, images=images, steps=640)
+        assert (asked[-1]["epochs"], asked[-1]["batch_size"]) == (epochs, batch_size)
+
+
+def test_objectives_by_name():
+    walk, options = partial(pgd, steps=5), {"step_size": 0.3 / 3, "ramp": 0.3}
+    same = {
+        "natural": training.natural(),
+        "pgd": training.adversarial(Linf(0.3), walk, **options),
+        "trades": training.trades(Linf(0.3), walk, 2.0, **options),
+    }
+    for name, expected in same.items():
+        assert objective(name, 0.3, 2.0).description == expected.description
+
+
+def test_held_out_images_are_not_trained_on():
+    whole = data.load("digits", "train")
+    assert set(images_of("digits", 1000, 0).index.tolist()).isdisjoint(whole.index[-200:].tolist())
+    same = [images_of("digits", 50, s).index for s in (1, 1, 2)]
+    assert torch.equal(same[0], same[1]) and not torch.equal(same[0], same[2])
+    few, more = (set(images_of("digits", n, 1).index.tolist()) for n in (50, 100))
+    assert few < more
+
+
+def test_robust_needs_no_attack_at_zero():
+    f = models.small_conv((1, 8, 8))
+    assert len(set(robust(f, digits(40), 0.0).values())) == 1
+
+
+def test_overfitting_keeps_the_best_epoch_after_the_ramp():
+    rows, networks = overfit(100, 10, 1, dataset="digits", n=60)
+    assert [row["epoch"] for row in rows] == list(range(1, 11))
+    best = max(rows[3:], key=lambda row: row["robust"])  # of equals, max takes the first
+    threat, kept = Linf(0.2), data.load("digits", "train").split_off(200)[1].subset(60, 1)
+    attack = partial(pgd, steps=10, step_size=0.05)
+    for name, row in (("best", best), ("last", rows[-1])):
+        result = worst_case(networks[name], *kept.tensors(), threat, [attack], index=kept.index)
+        assert (result.accuracy, result.clean_accuracy) == (row["robust"], row["clean"])
+        assert not networks[name].training
+    seen = images_of("digits", 100, 1).subset(60)
+    result = worst_case(networks["last"], *seen.tensors(), threat, [attack], index=seen.index)
+    assert result.accuracy == rows[-1]["seen"]
+    assert networks["best"] is not networks["last"]
+
+
+def test_best_is_a_copy_and_not_from_the_ramp():
+    keep = tradeoff._Best(digits(20), digits(20, "train"), Linf(0.1), first=3)
+    scores = iter([0.9, 0.8, 0.5, 0.7, 0.7, 0.1])
+    keep.validate, keep.on_seen = lambda f: {"robust": next(scores)}, lambda f: {"robust": 0.0}
+    f = models.linear((1, 8, 8))
+    for epoch in range(1, 7):
+        f[-1].bias.data.fill_(epoch)
+        keep(f)
+    assert keep.best[-1].bias.unique().item() == 4
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [({"training": "fgsm"}, "training='fgsm', allowed are natural, pgd, trades"),
+     ({"dataset": "svhn"}, "dataset='svhn', allowed are digits, mnist, cifar10"),
+     ({"images": 5000}, r"images=5000, allowed are 1 to \d+"), ({"images": 0}, "images=0")],
+)  # fmt: skip
+def test_bad_cells(change, message):
+    with pytest.raises(ValueError, match=f"tradeoff: {message}"):
+        small(**({"training": "natural", "eps": 0.1} | change))
