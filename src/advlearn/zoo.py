@@ -27,7 +27,7 @@ from torch import nn
 from advlearn import data, models, provenance, storage, training
 from advlearn.attacks import Attack, fgsm, pgd
 from advlearn.evaluation import Result, worst_case
-from advlearn.threats import Linf, Threat
+from advlearn.threats import L2, Linf, Threat
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Recipe:
         threat, attacks: the measurement of the manifest; copies, with a seed other than 0, face
             the first two attacks only.
         minutes: about how long training takes on two CPU cores.
+        precision: of `training.fit`; "bf16-mixed" for the networks that would take long.
     """
 
     data: str
@@ -54,14 +55,18 @@ class Recipe:
     batch_size: int = 128
     lr: float = 2e-3
     held_out: int = 5000
+    precision: str = "32-true"
 
 
 _MNIST = Linf(0.3)
 _DIGITS = Linf(0.2)
+_CIFAR = L2(0.5)
 _PGD40 = partial(pgd, steps=40, step_size=0.01)
 _PGD100 = partial(pgd, steps=100, step_size=0.01)
 _NATURAL = {"FGSM": fgsm, "PGD-40": _PGD40}
 _ROBUST = {"FGSM": fgsm, **{f"PGD-100 #{i + 1}": _PGD100 for i in range(20)}}
+_L2_PGD20 = partial(pgd, steps=20, step_size=0.1)
+_NATURAL_CIFAR = {"FGSM": fgsm, "PGD-20": _L2_PGD20}
 _COPY = dict(list(_ROBUST.items())[:2])
 _SMALL = {"name": "small_conv"}
 _SMALL_DIGITS = {"name": "small_conv", "shape": (1, 8, 8)}
@@ -96,6 +101,9 @@ RECIPES = {
     "digits-mlp-natural": Recipe(
         "digits", {"name": "mlp", "shape": (1, 8, 8), "hidden": (64,)}, training.natural, 40, 0.1,
         _DIGITS, _NATURAL, 32, held_out=200),
+    "cifar-five-natural": Recipe(
+        "cifar10", {"name": "five_conv"}, training.natural, 10, 8, _CIFAR, _NATURAL_CIFAR,
+        precision="bf16-mixed"),
 }  # fmt: skip
 
 
@@ -177,7 +185,7 @@ def train(
     history = training.fit(
         model, images, recipe.objective(), epochs=recipe.epochs, batch_size=recipe.batch_size,
         lr=recipe.lr, validate=training.held_out(kept.subset(1000), recipe.threat, quick),
-        checkpoint=unfinished, seed=seed, progress=progress,
+        checkpoint=unfinished, seed=seed, precision=recipe.precision, progress=progress,
     )  # fmt: skip
     unfinished.unlink(missing_ok=True)
     return model.eval(), history
@@ -254,6 +262,11 @@ def _fetch(name: str, target: Path, sha256: str) -> Path:
         ) from error
 
 
+def _share(dataset: str, n: int) -> str:
+    """How many of a data set's test images `n` are: a local copy may hold the first ones only."""
+    return f"the first {n}" if dataset != "digits" and n < 10_000 else f"all {n}"
+
+
 def _ship(name: str, seed: int = 0) -> None:
     recipe, stem = _recipe(name), _stem(name, seed)
     made = provenance.stamp("cpu")  # Now: the commit that runs, not one that comes meanwhile.
@@ -270,10 +283,10 @@ def _ship(name: str, seed: int = 0) -> None:
         "architecture": recipe.architecture, "data": recipe.data, "seed": seed,
         "recipe": {"objective": recipe.objective().description, "epochs": recipe.epochs,
                    "batch_size": recipe.batch_size, "lr": recipe.lr, "optimizer": "Adam",
-                   "held_out": f"last {recipe.held_out} training images"},
+                   "precision": recipe.precision, "held_out": f"last {recipe.held_out} training images"},
         "minutes": round(minutes, 2), **made,
-        "measured": {"images": f"all {result.n} test images", "fgsm": fgsm_only.to_dict(),
-                     "worst_case": result.to_dict(), "trace": result.trace},
+        "measured": {"images": f"{_share(recipe.data, result.n)} test images",
+                     "fgsm": fgsm_only.to_dict(), "worst_case": result.to_dict(), "trace": result.trace},
         "history": history.rows,
     }  # fmt: skip
     with storage.atomic(folder / f"{stem}.json") as temporary:
