@@ -133,11 +133,27 @@ def build(spec: Mapping[str, object]) -> nn.Sequential:
     return ARCHITECTURES[name](**options)
 
 
-def features(model: nn.Sequential) -> nn.Sequential:
-    """The network without its last linear layer: (N, C, H, W) -> (N, F). Weights are shared."""
+def features(model: nn.Sequential, *, rectified: bool = True) -> nn.Sequential:
+    """The network without its last linear layer: (N, C, H, W) -> (N, F). Weights are shared.
+
+    Args:
+        model: an `nn.Sequential` that ends in a linear layer.
+        rectified: False leaves out the ReLU of the representation, so that a unit at 0 still has a
+            slope (for the same reason Engstrom et al., arXiv:1906.00945, give it a false one).
+
+    Raises:
+        ValueError: `model` is of another form.
+    """
     if not isinstance(model, nn.Sequential) or not isinstance(model[-1], nn.Linear):
         raise ValueError("features: model must be an nn.Sequential that ends in an nn.Linear")
-    return model[:-1]
+    layers = list(model[:-1])
+    if not rectified:
+        last = len(layers) - 1
+        while last >= 0 and isinstance(layers[last], (nn.Flatten, nn.AdaptiveAvgPool2d)):
+            last -= 1
+        if last >= 0 and isinstance(layers[last], nn.ReLU):
+            del layers[last]
+    return nn.Sequential(*layers)
 
 
 def _has_bf16(device: torch.device) -> bool:
