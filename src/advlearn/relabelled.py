@@ -211,10 +211,10 @@ def _check_network(f: nn.Module, data: Dataset) -> None:
     except RuntimeError as error:
         raise ValueError(f"the network does not take images {data.shape} of {data.name}: "
                          f"{error}") from error  # fmt: skip
-    check_logits(logits, y)
-    if logits.shape[1] != len(data.classes):
+    if logits.ndim == 2 and logits.shape[1] != len(data.classes):
         raise ValueError(f"the network tells {logits.shape[1]} classes apart, {data.name} has "
                          f"{len(data.classes)}")
+    check_logits(logits, y)
 
 
 def _check_targets(data: Dataset, targets: Tensor) -> None:
