@@ -288,10 +288,10 @@ def test_architectures_fit_the_data(name, images):
 
 
 def test_scatter(natural, images, random_set):
-    rows = scatter(natural, images, random_set, digits(100), THREAT, partial(pgd, steps=5, step_size=0.4),
+    rows = scatter(natural, images, {"D_rand": random_set}, digits(100), THREAT, partial(pgd, steps=5, step_size=0.4),
                    architectures={"linear": {"name": "linear"}}, epochs=5, batch_size=32)  # fmt: skip
     assert rows.keys() == {"linear"}
-    assert rows["linear"].keys() == {"success", "low", "high", "n", "clean", "true", "next"}
+    assert rows["linear"].keys() == {"success", "low", "high", "n", "clean", "D_rand_true", "D_rand_next"}
     assert rows["linear"]["clean"] > 0.6
 
 

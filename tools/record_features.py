@@ -38,7 +38,7 @@ def keep(name: str, seed: int, began: float, values: dict, **fields) -> None:
     run = {"profile": "cpu", "seed": seed, "minutes": round((time.perf_counter() - began) / 60, 2),
            **provenance.stamp("cpu"), **fields, "values": values}  # fmt: skip
     results.store(name, [run], ("profile", "seed", "kind", "architecture", "images", "eps", "epochs"))
-    print(name, seed, fields.get("kind"), fields.get("architecture", ""),
+    print(name, seed, fields.get("kind", ""), fields.get("architecture", ""),
           {k: round(v, 4) for k, v in values.items()}, f"{run['minutes']} min", flush=True)  # fmt: skip
 
 
@@ -125,14 +125,15 @@ def transfer(seed: int, n: int, eps: float, epochs: int) -> None:
     source, images = zoo.load_or_train("mnist-small-natural"), training_images("mnist", n, seed)
     threat, test = L2(eps), data.load("mnist").subset(2000)
     attack = partial(pgd, steps=STEPS, step_size=2.5 * eps / STEPS)
-    for kind, targets in {"D_det": next_class(images), "D_rand": random_targets(images, seed)}.items():
-        began = time.perf_counter()
-        made = relabelled.toward(source, images, targets, threat, steps=STEPS)
-        rows = scatter(source, images, made, test, threat, attack, seed=100 + seed, epochs=epochs)
-        for name, values in rows.items():
-            keep("07_transfer_mnist", seed, began, values, kind=kind, architecture=name, images=n,
-                 eps=eps, norm="l2", steps=STEPS, epochs=epochs, network="mnist-small-natural",
-                 test="2,000 test images; success: of those both get right and that fool the source")  # fmt: skip
+    began = time.perf_counter()
+    sets = {kind: relabelled.toward(source, images, targets, threat, steps=STEPS)
+            for kind, targets in {"D_det": next_class(images),
+                                  "D_rand": random_targets(images, seed)}.items()}  # fmt: skip
+    rows = scatter(source, images, sets, test, threat, attack, seed=100 + seed, epochs=epochs)
+    for name, values in rows.items():
+        keep("07_transfer_mnist", seed, began, values, architecture=name, images=n, eps=eps,
+             norm="l2", steps=STEPS, epochs=epochs, network="mnist-small-natural",
+             test="2,000 test images; success: of those both get right and that fool the source")  # fmt: skip
 
 
 def main() -> None:

@@ -99,24 +99,30 @@ def transfer(
 
 
 def scatter(
-    source: nn.Module, original: Dataset, relabelled: Dataset, test: Dataset, threat: Threat,
-    attack: Attack, *, architectures: Mapping[str, Mapping[str, object]] = ARCHITECTURES,
+    source: nn.Module, original: Dataset, relabelled: Mapping[str, Dataset], test: Dataset,
+    threat: Threat, attack: Attack, *,
+    architectures: Mapping[str, Mapping[str, object]] = ARCHITECTURES,
     seed: int = 0, epochs: int = 10, batch_size: int = 128, progress: bool = False,
 ) -> dict[str, dict[str, float]]:  # fmt: skip
     """For each architecture: how well it learns the source's non-robust features, and transfer.
 
-    Each is trained twice in the standard way: on `relabelled` (made with `source`), whose accuracy
-    on the true test set says how much of the source's non-robust features it picks up; and on
-    `original`, where attacks of `source` are tried on it.
+    Each is trained in the standard way on `original`, where attacks of `source` are tried on it, and
+    on every set of `relabelled` (made with `source`), whose accuracy on the true test set says how
+    much of the source's non-robust features it picks up.
+
+    Args:
+        relabelled: name -> training set, e.g. {"D_det": ...}.
+        The rest as of `trained` and `transfer`.
 
     Returns:
-        architecture -> `transfer`'s values, and "true", "next" of `agreement`.
+        architecture -> `transfer`'s values, and "NAME_true", "NAME_next" of `agreement`.
     """
     options = {"seed": seed, "epochs": epochs, "batch_size": batch_size, "progress": progress}
     rows = {}
     for name, architecture in architectures.items():
-        learned = agreement(trained(relabelled, architecture, **options), test)
         victim = trained(original, architecture, **options)
-        rows[name] = {**transfer(source, victim, test, threat, attack, seed),
-                      "true": learned["true"], "next": learned["next"]}  # fmt: skip
+        rows[name] = transfer(source, victim, test, threat, attack, seed)
+        for which, data in relabelled.items():
+            said = agreement(trained(data, architecture, **options), test)
+            rows[name] |= {f"{which}_{key}": said[key] for key in ("true", "next")}
     return rows
