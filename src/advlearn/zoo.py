@@ -58,14 +58,11 @@ class Recipe:
     precision: str = "32-true"
 
 
-_MNIST = Linf(0.3)
-_DIGITS = Linf(0.2)
-_CIFAR = L2(0.5)
-_PGD40 = partial(pgd, steps=40, step_size=0.01)
-_PGD100 = partial(pgd, steps=100, step_size=0.01)
+_MNIST, _DIGITS, _CIFAR = Linf(0.3), Linf(0.2), L2(0.5)
+_PGD40, _PGD100 = (partial(pgd, steps=n, step_size=0.01) for n in (40, 100))
 _NATURAL = {"FGSM": fgsm, "PGD-40": _PGD40}
 _ROBUST = {"FGSM": fgsm, **{f"PGD-100 #{i + 1}": _PGD100 for i in range(20)}}
-_NATURAL_CIFAR = {"FGSM": fgsm, "PGD-20": partial(pgd, steps=20, step_size=0.1)}
+_L2 = {"FGSM": fgsm, "PGD-40": partial(pgd, steps=40, step_size=0.125)}
 _COPY = dict(list(_ROBUST.items())[:2])
 _SMALL = {"name": "small_conv"}
 _SMALL_DIGITS = {"name": "small_conv", "shape": (1, 8, 8)}
@@ -84,6 +81,9 @@ RECIPES = {
         "mnist", _SMALL, training.natural, 6, 0.4, _MNIST, _NATURAL),
     "mnist-small-pgd": Recipe(
         "mnist", _SMALL, _mnist_pgd, 12, 5, _MNIST, _ROBUST),
+    "mnist-small-l2": Recipe(
+        "mnist", _SMALL, partial(training.adversarial, L2(2.0), partial(pgd, steps=5),
+                                 step_size=0.8, ramp=0.3), 6, 2.5, L2(2.0), _L2),
     "mnist-pooled-pgd": Recipe(
         "mnist", {"name": "madry_mnist", "width": 4}, _mnist_pgd, 6, 6, _MNIST, _COPY),
     "mnist-mlp-natural": Recipe(
@@ -101,12 +101,12 @@ RECIPES = {
         "digits", {"name": "mlp", "shape": (1, 8, 8), "hidden": (64,)}, training.natural, 40, 0.1,
         _DIGITS, _NATURAL, 32, held_out=200),
     "cifar-five-natural": Recipe(
-        "cifar10", {"name": "five_conv"}, training.natural, 10, 8, _CIFAR, _NATURAL_CIFAR,
+        "cifar10", {"name": "five_conv"}, training.natural, 10, 8, _CIFAR, _L2,
         precision="bf16-mixed"),
     "cifar-five-pgd": Recipe(
         "cifar10", {"name": "five_conv"},
         partial(training.adversarial, _CIFAR, partial(pgd, steps=3), step_size=0.25, ramp=0.3),
-        6, 20, _CIFAR, _NATURAL_CIFAR, precision="bf16-mixed"),
+        6, 20, _CIFAR, _L2, precision="bf16-mixed"),
 }  # fmt: skip
 
 
