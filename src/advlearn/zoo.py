@@ -101,7 +101,7 @@ RECIPES = {
         "digits", {"name": "mlp", "shape": (1, 8, 8), "hidden": (64,)}, training.natural, 40, 0.1,
         _DIGITS, _NATURAL, 32, held_out=200),
     "cifar-five-natural": Recipe(
-        "cifar10", {"name": "five_conv"}, training.natural, 10, 8, _CIFAR, _L2,
+        "cifar10", {"name": "five_conv"}, training.natural, 6, 5, _CIFAR, _L2,
         precision="bf16-mixed"),
     "cifar-five-pgd": Recipe(
         "cifar10", {"name": "five_conv"},
