@@ -19,7 +19,8 @@ from advlearn.robustfeatures import agreement, robustness, scatter, trained
 from advlearn.tensors import norms
 from advlearn.threats import L2, Linf
 
-NETWORKS = {"mnist": "mnist-small", "cifar10": "cifar-five"}  # -natural and -pgd.
+NATURAL = {"mnist": "mnist-small-natural", "cifar10": "cifar-five-natural"}
+ROBUST = {"mnist": "mnist-small-l2", "cifar10": "cifar-five-pgd"}  # Both in ℓ2.
 ARCHITECTURES = {"mnist": {"name": "small_conv"}, "cifar10": {"name": "five_conv"}}
 PRECISION = {"mnist": "32-true", "cifar10": "bf16-mixed"}
 THREATS = {"mnist": {"linf_0.1": Linf(0.1), "linf_0.2": Linf(0.2), "linf_0.3": Linf(0.3),
@@ -71,7 +72,7 @@ def learned(made: Dataset, dataset: str, seed: int, epochs: int) -> dict[str, fl
 def protocol(dataset: str) -> dict[str, object]:
     """What all runs of a data set have in common."""
     cifar = dataset == "cifar10"
-    return {"network": f"{NETWORKS[dataset]}-natural", "trains": ARCHITECTURES[dataset]["name"],
+    return {"network": NATURAL[dataset], "trains": ARCHITECTURES[dataset]["name"],
             "batch_size": 128, "lr": 0.002, "augmentation": "none",
             "test": "the first 1,000 test images; held_out_*: the last 5,000 training images"
             if cifar else "all 10,000 test images",
@@ -80,7 +81,7 @@ def protocol(dataset: str) -> dict[str, object]:
 
 def relabel(dataset: str, seed: int, n: int, eps: float, epochs: int, kinds: list[str]) -> None:
     """D_rand, D_det and the controls."""
-    natural = zoo.load_or_train(f"{NETWORKS[dataset]}-natural")
+    natural = zoo.load_or_train(NATURAL[dataset])
     onlooker = {"onlooker": zoo.load_or_train("mnist-small-pgd")} if dataset == "mnist" else {}
     images, threat = training_images(dataset, n, seed), L2(eps)
     source = natural if dataset == "mnist" else models.fast(natural)
@@ -103,12 +104,14 @@ def relabel(dataset: str, seed: int, n: int, eps: float, epochs: int, kinds: lis
 
 def robustify(dataset: str, seed: int, n: int, epochs: int, steps: int, kinds: list[str]) -> None:
     """D_R and D_NR, also with the walk of D_NR kept near its start, beside the original images."""
-    natural, robust = (zoo.load_or_train(f"{NETWORKS[dataset]}-{kind}") for kind in ("natural", "pgd"))
+    natural, robust = (zoo.load_or_train(names[dataset]) for names in (NATURAL, ROBUST))
     images, near = training_images(dataset, n, seed), {"mnist": L2(2), "cifar10": L2(1)}[dataset]
     inverted = partial(relabelled.inverted, data=images, steps=steps, step_size=0.1, seed=seed)
     build = {"original": lambda: images, "D_R": lambda: inverted(robust),
              "D_NR": lambda: inverted(natural), "D_NR, near": lambda: inverted(natural, threat=near),
              "starts": lambda: inverted(natural, steps=0)}  # fmt: skip
+    if dataset == "mnist":  # Its threshold filters are flat at black and white.
+        build["D_R, linf network"] = lambda: inverted(zoo.load_or_train("mnist-small-pgd"))
     for kind in kinds or build:
         began = time.perf_counter()
         made = build[kind]()
@@ -116,7 +119,7 @@ def robustify(dataset: str, seed: int, n: int, epochs: int, steps: int, kinds: l
         values["moved"] = float(norms(made.tensors()[0] - build["starts"]().tensors()[0], 2).mean())
         values |= learned(made, dataset, seed, epochs)
         keep(f"07_robustified_{dataset}", seed, began, values, kind=kind, images=n, epochs=epochs,
-             steps=steps, step_size=0.1, near=str(near), robust_network=f"{NETWORKS[dataset]}-pgd",
+             steps=steps, step_size=0.1, near=str(near), robust_network=ROBUST[dataset],
              **protocol(dataset))  # fmt: skip
 
 
