@@ -75,8 +75,7 @@ def test_the_attack_reaches_its_target_and_noise_does_not(natural, images, rando
     control = noisy(images, random_set.labels, THREAT)
     assert accuracy(natural, *control.tensors()) < 0.05
     lengths = norms(control.tensors()[0] - images.tensors()[0], 2)
-    assert lengths.max() <= 1 + 64**0.5 / 510, "noise of the attack's size"
-    assert lengths.mean() > 0.6, "the box takes a part"
+    assert (lengths - 1).abs().max() <= 64**0.5 / 510, "noise of the attack's size, also at the box"
     same = renamed(images, random_set.labels)
     assert torch.equal(same.images, images.images) and torch.equal(same.labels, random_set.labels)
 

@@ -145,8 +145,9 @@ def noisy(
 ) -> Dataset:  # fmt: skip
     """Control: noise as long as the attack, without its direction, and the same wrong labels.
 
-    Gaussian noise scaled to the length ε of the threat's norm, then projected. Arguments and errors
-    as of `toward`.
+    The projection of x + 4 ε d / ||d|| for Gaussian d. The box takes half of the noise of a black
+    pixel; since four times as much is offered, what remains still has the length ε. Arguments and
+    errors as of `toward`.
     """
     _check_targets(data, targets)
 
@@ -154,7 +155,7 @@ def noisy(
         batch, inside = data.take(rows), threat.take(rows)
         x = batch.tensors()[0]
         d = normal(x, Keyed((seed, 9), batch.index))
-        return inside.project(x + per_example(inside.eps / norms(d, threat.p), x) * d, x)
+        return inside.project(x + per_example(4 * inside.eps / norms(d, threat.p), x) * d, x)
 
     recipe = {"kind": "noisy", "norm": threat.symbol, "eps": _number(threat), "seed": seed,
               "targets": crc(targets)}  # fmt: skip
