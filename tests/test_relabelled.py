@@ -70,7 +70,6 @@ def test_toward_is_targeted_pgd_rounded(natural, images, random_set):
 
 
 def test_the_attack_reaches_its_target_and_noise_does_not(natural, images, random_set):
-    """Planted: labels swapped for those of the originals, an attack with the wrong sign."""
     assert accuracy(natural, *random_set.tensors()) > 0.5
     control = noisy(images, random_set.labels, THREAT)
     assert accuracy(natural, *control.tensors()) < 0.05
@@ -78,6 +77,33 @@ def test_the_attack_reaches_its_target_and_noise_does_not(natural, images, rando
     assert (lengths - 1).abs().max() <= 64**0.5 / 510, "noise of the attack's size, also at the box"
     same = renamed(images, random_set.labels)
     assert torch.equal(same.images, images.images) and torch.equal(same.labels, random_set.labels)
+
+
+def check_relabelled(natural, images, made):
+    """What D_rand must be: near the originals, wrongly labelled, and of the label to the network."""
+    assert (made.labels != images.labels).all(), "a label is right"
+    assert norms(made.tensors()[0] - images.tensors()[0], 2).max() <= 1 + 64**0.5 / 510, "too far"
+    assert accuracy(natural, *made.tensors()) > 0.4, "the network does not see the label"
+    assert torch.equal(made.index, images.index), "another order"
+
+
+def test_planted_mistakes_are_caught(natural, images, random_set, monkeypatch):
+    check_relabelled(natural, images, random_set)
+    few = images.take(torch.arange(200))
+    make = partial(toward, natural, few, random_targets(few), THREAT, steps=10)
+    check_relabelled(natural, few, make())
+    with pytest.raises(AssertionError, match="a label is right"):
+        check_relabelled(natural, few, replace(make(), labels=few.labels))
+    with pytest.raises(AssertionError, match="does not see"):
+        check_relabelled(natural, few, noisy(few, random_targets(few), THREAT))
+    with pytest.raises(AssertionError, match="another order"):
+        check_relabelled(natural, few, replace(make(), index=few.index.flip(0)))
+    with monkeypatch.context() as planted, pytest.raises(AssertionError, match="too far"):
+        planted.setattr(L2, "project", lambda self, z, x: z.clamp(0, 1))
+        check_relabelled(natural, few, make(step_size=0.5))
+    with monkeypatch.context() as planted, pytest.raises(AssertionError, match="does not see"):
+        planted.setattr(relabelled, "cross_entropy", lambda v, t: -cross_entropy(v, t))
+        check_relabelled(natural, few, make())
 
 
 def test_inverted(natural, images):
