@@ -103,12 +103,13 @@ def relabel(dataset: str, seed: int, n: int, eps: float, epochs: int, kinds: lis
 
 
 def robustify(dataset: str, seed: int, n: int, epochs: int, steps: int, kinds: list[str]) -> None:
-    """D_R and D_NR, also with the walk of D_NR kept near its start, beside the original images."""
+    """D_R and D_NR, both also with the walk kept near its start, beside the original images."""
     natural, robust = (zoo.load_or_train(names[dataset]) for names in (NATURAL, ROBUST))
     images, near = training_images(dataset, n, seed), {"mnist": L2(2), "cifar10": L2(1)}[dataset]
     inverted = partial(relabelled.inverted, data=images, steps=steps, step_size=0.1, seed=seed)
     build = {"original": lambda: images, "D_R": lambda: inverted(robust),
              "D_NR": lambda: inverted(natural), "D_NR, near": lambda: inverted(natural, threat=near),
+             "D_R, near": lambda: inverted(robust, threat=near),
              "starts": lambda: inverted(natural, steps=0)}  # fmt: skip
     if dataset == "mnist":  # Its threshold filters are flat at black and white.
         build["D_R, linf network"] = lambda: inverted(zoo.load_or_train("mnist-small-pgd"))
