@@ -4,7 +4,17 @@ import pytest
 import torch
 
 from advlearn.gradients import grad_and_output, input_grad
-from advlearn.losses import cross_entropy, cw, dlr, dlr_targeted, gap, kl_divergence, margin
+from advlearn.losses import (
+    activation,
+    cross_entropy,
+    cw,
+    dlr,
+    dlr_targeted,
+    feature_distance,
+    gap,
+    kl_divergence,
+    margin,
+)
 from advlearn.tensors import generator
 
 LOGITS = torch.tensor([[1.0, 3.0, 2.0, 0.0], [-5.0, -1.0, -2.0, -9.0]], dtype=torch.float64)
@@ -142,3 +152,21 @@ def test_kl_divergence():
     assert torch.allclose(by_a, p * ((p / q).log() - expected[:, None]))
     far = kl_divergence(torch.tensor([[300.0, 0.0]]), torch.tensor([[0.0, 300.0]]))
     assert far.item() == 300
+
+
+def test_feature_distance():
+    a, b = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[0.0, 2.0], [1.0, 0.0]])
+    # |(3, 2)| / |(0, 2)|, and 0 where they are equal; 0 is the largest value.
+    assert torch.allclose(feature_distance(a, b), torch.tensor([-(13**0.5) / 2, 0.0]))
+    z = a.clone().requires_grad_()
+    feature_distance(z, b).sum().backward()
+    assert torch.isfinite(z.grad).all() and (z.grad[1] == 0).all(), "no NaN at the minimum"
+    assert (z.grad[0] * (b - a)[0]).sum() > 0, "the attacker's ascent leads to the target"
+    assert torch.isfinite(feature_distance(a, torch.zeros(2, 2))).all()
+    for wrong in (b[:1], b[:, :1], torch.zeros(2)):
+        with pytest.raises(ValueError, match=r"feature_distance: features \(2, 2\), target .*\(N, F\)"):
+            feature_distance(a, wrong)
+
+
+def test_activation():
+    assert activation(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([1, 0])).tolist() == [2.0, 3.0]

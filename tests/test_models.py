@@ -12,7 +12,7 @@ from advlearn.threats import Linf
 
 ARCHITECTURES = {
     "linear": models.linear, "mlp": models.mlp, "small_conv": models.small_conv,
-    "madry_mnist": models.madry_mnist,
+    "madry_mnist": models.madry_mnist, "five_conv": models.five_conv,
 }  # fmt: skip
 
 
@@ -79,6 +79,28 @@ def test_features_share_the_weights():
     assert torch.equal(f[-1](models.features(f)(x)), f(x))
     with pytest.raises(ValueError, match="features: model must be an nn.Sequential that ends in"):
         models.features(nn.Sequential(nn.Flatten(), nn.ReLU()))
+
+
+@pytest.mark.parametrize("name", ["small_conv", "five_conv", "linear"])
+def test_features_without_their_relu(name):
+    """One layer less, so that a unit at 0 keeps its slope; nothing to leave out of a linear network."""
+    f = models.build({"name": name, "shape": (1, 8, 8)}).eval()
+    x = uniform01(6, 1, 8, 8, dtype=torch.float32)
+    whole, bare = models.features(f)(x), models.features(f, rectified=False)(x)
+    assert whole.shape == bare.shape == (6, f[-1].in_features)
+    if name == "linear":
+        assert torch.equal(whole, bare)
+    elif name == "small_conv":
+        assert (bare < 0).any() and torch.equal(bare.relu(), whole)
+    else:  # the mean over places comes after the ReLU
+        assert (bare < 0).any() and (whole >= bare - 1e-6).all() and (whole >= 0).all()
+
+
+def test_the_five_layers():
+    f = models.five_conv(width=8)
+    assert [m.out_channels for m in f if isinstance(m, nn.Conv2d)] == [8, 16, 16, 24, 24]
+    assert isinstance(f[0], models.Normalize), "ε keeps its meaning in pixels"
+    assert 4 * parameters(models.five_conv()) < 2**20, "its checkpoint must stay under 1 MB"
 
 
 @pytest.mark.parametrize("bf16", [True, False])

@@ -58,7 +58,7 @@ def test_shipped_checkpoint_and_its_manifest(stem):
     assert torch.equal(torch.get_rng_state(), before)
     assert not any(m.training for m in model.modules())
     if recipe.data != "digits":
-        shape = models.MNIST_SHAPE
+        shape = models.CIFAR_SHAPE if recipe.data == "cifar10" else models.MNIST_SHAPE
         assert model(torch.zeros(2, *shape)).shape == (2, 10)
         return
     x, y = digits().tensors()

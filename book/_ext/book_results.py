@@ -138,6 +138,21 @@ CELL_LABELS = {
     "loss": "training loss", "pgd_loss": "loss under PGD", "pgd_low": "PGD, small ε, %",
     "pgd_high": "PGD, large ε, %", "train": "PGD, training images, %",
 }  # fmt: skip
+# Chapter 7: a network trained on some training set, and what the images of that set are.
+CELL_LABELS |= {
+    "true": "says y, %", "next": "says y + 1, %", "clean_1000": "no attack, 1,000 images, %",
+    "held_out_true": "says y, held-out images, %", "held_out_next": "says y + 1, held-out images, %",
+    "moved": "mean ℓ2 length of the change", "build_seconds": "seconds to build",
+    **{f"{who}_says_{what}": f"{name} says the {what}, %"
+       for who, name in {"source": "attacked network", "onlooker": "robust network",
+                         "natural": "natural network", "robust": "robust network"}.items()
+       for what in ("label", "class")},
+    **{f"linf_{eps}": f"PGD, ℓ∞, ε = {eps}, %" for eps in (0.1, 0.2, 0.3)},
+    **{f"l2_{eps}": f"PGD, ℓ2, ε = {eps}, %" for eps in (0.25, 0.5, 1, 2)},
+    "success": "transfer, %", "low": "low, %", "high": "high, %", "n": "images",
+    "clean": "accuracy, %", **{f"D_{d}_{key}": f"D_{d}: says {what}, %" for d in ("det", "rand")
+                               for key, what in {"true": "y", "next": "y + 1"}.items()},
+}  # fmt: skip
 RUN = {"profile", "seed", "minutes", "date", "commit", "hardware", "torch", "python", "values"}
 
 

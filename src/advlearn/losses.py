@@ -89,3 +89,31 @@ def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
                          "divides by the gap between the largest and the third and fourth largest)")
     top = logits.topk(4, dim=1).values
     return gap(logits, y, target) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+
+def feature_distance(features: Tensor, target: Tensor) -> Tensor:
+    r"""How near a representation is to another, for an attacker who wants it near; at most 0.
+
+    $$-\|R(z) - R(x)\|_2 \,/\, \|R(x)\|_2$$
+
+    R(x) is `target`, with the representation of an image where other losses take labels. Engstrom
+    et al., arXiv:1906.00945; the loss by which Ilyas et al., arXiv:1905.02175, make their robust
+    and non-robust training sets. (N, F), (N, F) -> (N,).
+
+    Raises:
+        ValueError: two shapes, or other than (N, F).
+    """
+    if features.shape != target.shape or features.ndim != 2:
+        raise ValueError(f"feature_distance: features {tuple(features.shape)}, target "
+                         f"{tuple(target.shape)}, both must be (N, F)")
+    tiny = torch.finfo(target.dtype).tiny ** 0.5  # A representation of zeros has no length.
+    length = torch.linalg.vector_norm(target, dim=1).clamp(min=tiny)
+    return -torch.linalg.vector_norm(features - target, dim=1) / length
+
+
+def activation(features: Tensor, unit: Tensor) -> Tensor:
+    """One unit of the representation, to be made large. (N, F), (N,) -> (N,).
+
+    Units stand where other losses take labels. Engstrom et al., arXiv:1906.00945.
+    """
+    return features.gather(1, unit[:, None])[:, 0]

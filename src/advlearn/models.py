@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 Classifier = Callable[[Tensor], Tensor]
 MNIST_SHAPE = (1, 28, 28)
+CIFAR_SHAPE = (3, 32, 32)
 
 
 @contextmanager
@@ -94,8 +95,29 @@ def madry_mnist(
         )  # fmt: skip
 
 
+def five_conv(
+    shape: Sequence[int] = CIFAR_SHAPE, width: int = 32, classes: int = 10, *, seed: int = 0
+) -> nn.Sequential:
+    """Five 3×3 convolutions with batch norm, of width w, 2w, 2w, 3w, 3w: small, for CIFAR-10.
+
+    2×2 max pooling after the first, second and fourth, the mean over all places after the fifth,
+    so that the representation has 3w numbers. `shape` is (C, H, W), H and W 8 or more. The weights
+    lie channels-last, which on a CPU makes training 1.4 times as fast.
+    """
+    sizes = [shape[0], width, 2 * width, 2 * width, 3 * width, 3 * width]
+    with _drawn_from(seed):
+        layers: list[nn.Module] = [Normalize([0.5] * shape[0], [0.25] * shape[0])]
+        for i, (n_in, n_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+            layers += [nn.Conv2d(n_in, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out),
+                       nn.ReLU()]  # fmt: skip
+            layers += [nn.MaxPool2d(2)] if i in (0, 1, 3) else []
+        model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                              nn.Linear(3 * width, classes))  # fmt: skip
+    return model.to(memory_format=torch.channels_last)
+
+
 ARCHITECTURES = {"linear": linear, "mlp": mlp, "small_conv": small_conv,
-                 "madry_mnist": madry_mnist}  # fmt: skip
+                 "madry_mnist": madry_mnist, "five_conv": five_conv}  # fmt: skip
 
 
 def build(spec: Mapping[str, object]) -> nn.Sequential:
@@ -111,11 +133,27 @@ def build(spec: Mapping[str, object]) -> nn.Sequential:
     return ARCHITECTURES[name](**options)
 
 
-def features(model: nn.Sequential) -> nn.Sequential:
-    """The network without its last linear layer: (N, C, H, W) -> (N, F). Weights are shared."""
+def features(model: nn.Sequential, *, rectified: bool = True) -> nn.Sequential:
+    """The network without its last linear layer: (N, C, H, W) -> (N, F). Weights are shared.
+
+    Args:
+        model: an `nn.Sequential` that ends in a linear layer.
+        rectified: False leaves out the ReLU of the representation, so that a unit at 0 still has a
+            slope (for the same reason Engstrom et al., arXiv:1906.00945, give it a false one).
+
+    Raises:
+        ValueError: `model` is of another form.
+    """
     if not isinstance(model, nn.Sequential) or not isinstance(model[-1], nn.Linear):
         raise ValueError("features: model must be an nn.Sequential that ends in an nn.Linear")
-    return model[:-1]
+    layers = list(model[:-1])
+    if not rectified:
+        last = len(layers) - 1
+        while last >= 0 and isinstance(layers[last], (nn.Flatten, nn.AdaptiveAvgPool2d)):
+            last -= 1
+        if last >= 0 and isinstance(layers[last], nn.ReLU):
+            del layers[last]
+    return nn.Sequential(*layers)
 
 
 def _has_bf16(device: torch.device) -> bool:

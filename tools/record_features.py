@@ -1,0 +1,169 @@
+"""Record chapter 7's experiments on relabelled and robustified training sets, one CPU core.
+
+`python tools/record_features.py PART [SEED ...]`. Parts: `mnist` (D_rand, D_det and their controls,
+3 minutes a seed; --images and --eps for other sizes), `cifar` (the same on CIFAR-10, 10 minutes a
+set), `robustified` (D_R and D_NR, 5 minutes), `cifar-robustified` (15 minutes), `transfer` (5
+minutes). Every trained network is one run of `data/results/07_PART.json`, stored when it is there.
+"""
+
+import argparse
+import time
+from functools import partial
+
+from advlearn import data, models, provenance, relabelled, results, zoo
+from advlearn.attacks import pgd
+from advlearn.data import Dataset
+from advlearn.evaluation import predict
+from advlearn.relabelled import next_class, random_targets
+from advlearn.robustfeatures import agreement, robustness, scatter, trained
+from advlearn.tensors import norms
+from advlearn.threats import L2, Linf
+
+NATURAL = {"mnist": "mnist-small-natural", "cifar10": "cifar-five-natural"}
+ROBUST = {"mnist": "mnist-small-l2", "cifar10": "cifar-five-pgd"}  # Both in ℓ2.
+ARCHITECTURES = {"mnist": {"name": "small_conv"}, "cifar10": {"name": "five_conv"}}
+PRECISION = {"mnist": "32-true", "cifar10": "bf16-mixed"}
+THREATS = {"mnist": {"linf_0.1": Linf(0.1), "linf_0.2": Linf(0.2), "linf_0.3": Linf(0.3),
+                     "l2_1": L2(1), "l2_2": L2(2)},
+           "cifar10": {"l2_0.25": L2(0.25), "l2_0.5": L2(0.5)}}  # fmt: skip
+STEPS = 20  # Of the attacks that relabel, each of size 2.5 ε / 20.
+
+
+def training_images(dataset: str, n: int, seed: int) -> Dataset:
+    """Training images, none of the last 5,000."""
+    return data.load(dataset, "train").split_off(5000)[0].subset(n, seed)
+
+
+def keep(name: str, seed: int, began: float, values: dict, **fields) -> None:
+    """Store one run, known by profile, seed, kind and size."""
+    run = {"profile": "cpu", "seed": seed, "minutes": round((time.perf_counter() - began) / 60, 2),
+           **provenance.stamp("cpu"), **fields, "values": values}  # fmt: skip
+    results.store(name, [run], ("profile", "seed", "kind", "architecture", "images", "eps", "epochs"))
+    print(name, seed, fields.get("kind", ""), fields.get("architecture", ""),
+          {k: round(v, 4) for k, v in values.items()}, f"{run['minutes']} min", flush=True)  # fmt: skip
+
+
+def seen(made: Dataset, original: Dataset, who: dict) -> dict[str, float]:
+    """How the images were moved, and what networks say about them: the label, the right class."""
+    x = made.tensors()[0]
+    values = {"moved": float(norms(x - original.tensors()[0], 2).mean())}
+    for name, f in who.items():
+        said = predict(f, x).argmax(1)
+        values |= {f"{name}_says_label": float((said == made.labels).double().mean()),
+                   f"{name}_says_class": float((said == original.labels).double().mean())}
+    return values
+
+
+def learned(made: Dataset, dataset: str, seed: int, epochs: int) -> dict[str, float]:
+    """Standard training on `made`, and accuracy on true images: clean, on y + 1, and under PGD."""
+    f = trained(made, ARCHITECTURES[dataset], seed=100 + seed, epochs=epochs,
+                precision=PRECISION[dataset])  # fmt: skip
+    tests = {"": data.load(dataset, "test")}
+    if dataset == "cifar10":
+        tests["held_out_"] = data.load(dataset, "train").split_off(5000)[1]
+    values = {f"{prefix}{key}": share for prefix, test in tests.items()
+              for key, share in agreement(f, test).items() if key in ("true", "next")}  # fmt: skip
+    few = tests[""].subset(1000)
+    for name, r in robustness(f, few, THREATS[dataset], seed=seed).items():
+        values |= {"clean_1000": r.clean_accuracy, name: r.accuracy}
+    return values
+
+
+def protocol(dataset: str) -> dict[str, object]:
+    """What all runs of a data set have in common."""
+    cifar = dataset == "cifar10"
+    return {"network": NATURAL[dataset], "trains": ARCHITECTURES[dataset]["name"],
+            "batch_size": 128, "lr": 0.002, "augmentation": "none",
+            "test": "the first 1,000 test images; held_out_*: the last 5,000 training images"
+            if cifar else "all 10,000 test images",
+            "robust": "PGD-40, steps of 2.5 eps / 40, one random start, 1,000 test images"}  # fmt: skip
+
+
+def relabel(dataset: str, seed: int, n: int, eps: float, epochs: int, kinds: list[str]) -> None:
+    """D_rand, D_det and the controls."""
+    natural = zoo.load_or_train(NATURAL[dataset])
+    onlooker = {"onlooker": zoo.load_or_train("mnist-small-pgd")} if dataset == "mnist" else {}
+    images, threat = training_images(dataset, n, seed), L2(eps)
+    source = natural if dataset == "mnist" else models.fast(natural)
+    toward = partial(relabelled.toward, source, images, threat=threat, steps=STEPS)
+    random, following = random_targets(images, seed), next_class(images)
+    build = {"D_rand": lambda: toward(random), "D_det": lambda: toward(following),
+             "noise, random labels": lambda: relabelled.noisy(images, random, threat, seed=seed),
+             "noise, y + 1": lambda: relabelled.noisy(images, following, threat, seed=seed),
+             "labels y + 1": lambda: relabelled.renamed(images, following),
+             "original": lambda: images}  # fmt: skip
+    for kind in kinds or build:
+        began = time.perf_counter()
+        made = build[kind]()
+        building = time.perf_counter() - began
+        values = seen(made, images, {"source": natural, **onlooker}) | learned(made, dataset, seed, epochs)
+        values["build_seconds"] = round(building, 1)
+        keep(f"07_relabelled_{dataset}", seed, began, values, kind=kind, images=n, eps=eps, norm="l2",
+             steps=STEPS, step_size=2.5 * eps / STEPS, epochs=epochs, **protocol(dataset))  # fmt: skip
+
+
+def robustify(dataset: str, seed: int, n: int, epochs: int, steps: int, kinds: list[str]) -> None:
+    """D_R and D_NR, both also with the walk kept near its start, beside the original images."""
+    natural, robust = (zoo.load_or_train(names[dataset]) for names in (NATURAL, ROBUST))
+    images, near = training_images(dataset, n, seed), {"mnist": L2(2), "cifar10": L2(1)}[dataset]
+    inverted = partial(relabelled.inverted, data=images, steps=steps, step_size=0.1, seed=seed)
+    build = {"original": lambda: images, "D_R": lambda: inverted(robust),
+             "D_NR": lambda: inverted(natural), "D_NR, near": lambda: inverted(natural, threat=near),
+             "D_R, near": lambda: inverted(robust, threat=near),
+             "starts": lambda: inverted(natural, steps=0)}  # fmt: skip
+    if dataset == "mnist":  # Its threshold filters are flat at black and white.
+        build["D_R, linf network"] = lambda: inverted(zoo.load_or_train("mnist-small-pgd"))
+    for kind in kinds or build:
+        began = time.perf_counter()
+        made = build[kind]()
+        values = seen(made, images, {"natural": natural, "robust": robust})
+        values["moved"] = float(norms(made.tensors()[0] - build["starts"]().tensors()[0], 2).mean())
+        values |= learned(made, dataset, seed, epochs)
+        keep(f"07_robustified_{dataset}", seed, began, values, kind=kind, images=n, epochs=epochs,
+             steps=steps, step_size=0.1, near=str(near), robust_network=ROBUST[dataset],
+             **protocol(dataset))  # fmt: skip
+
+
+def transfer(seed: int, n: int, eps: float, epochs: int) -> None:
+    """Transfer of attacks on the natural network against what each architecture learns from it."""
+    source, images = zoo.load_or_train("mnist-small-natural"), training_images("mnist", n, seed)
+    threat, test = L2(eps), data.load("mnist").subset(2000)
+    attack = partial(pgd, steps=STEPS, step_size=2.5 * eps / STEPS)
+    began = time.perf_counter()
+    sets = {kind: relabelled.toward(source, images, targets, threat, steps=STEPS)
+            for kind, targets in {"D_det": next_class(images),
+                                  "D_rand": random_targets(images, seed)}.items()}  # fmt: skip
+    rows = scatter(source, images, sets, test, threat, attack, seed=100 + seed, epochs=epochs)
+    for name, values in rows.items():
+        keep("07_transfer_mnist", seed, began, values, architecture=name, images=n, eps=eps,
+             norm="l2", steps=STEPS, epochs=epochs, network="mnist-small-natural",
+             test="2,000 test images; success: of those both get right and that fool the source")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=("mnist", "cifar", "robustified", "cifar-robustified", "transfer"))
+    parser.add_argument("seeds", nargs="*", type=int, default=[0])
+    parser.add_argument("--images", type=int, help="training images")
+    parser.add_argument("--eps", type=float, help="ℓ2 radius of the relabelling attack")
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--steps", type=int, help="of the inversion")
+    parser.add_argument("--kinds", nargs="*", default=[], help="training sets; default all")
+    args = parser.parse_args()
+    n, eps, epochs, steps = {
+        "mnist": (10_000, 2.0, 10, 0), "cifar": (20_000, 0.5, 8, 0), "transfer": (5000, 2.0, 10, 0),
+        "robustified": (4000, 0, 15, 200), "cifar-robustified": (5000, 0, 15, 100),
+    }[args.part]  # fmt: skip
+    n, eps, epochs = args.images or n, args.eps or eps, args.epochs or epochs
+    dataset = "cifar10" if args.part.startswith("cifar") else "mnist"
+    for seed in args.seeds:
+        if args.part == "transfer":
+            transfer(seed, n, eps, epochs)
+        elif args.part.endswith("robustified"):
+            robustify(dataset, seed, n, epochs, args.steps or steps, args.kinds)
+        else:
+            relabel(dataset, seed, n, eps, epochs, args.kinds)
+
+
+if __name__ == "__main__":
+    main()
