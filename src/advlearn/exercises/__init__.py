@@ -21,10 +21,13 @@ from advlearn.exercises.chapter3 import check_leak, check_promise, check_trades
 from advlearn.exercises.conviction import check_break_even, check_convict
 from advlearn.exercises.diagnosis import PGD_BUGS, check_pgd_diagnosis
 from advlearn.exercises.fence import check_fence, check_forecast, equal_restarts
+from advlearn.exercises.gauss import check_most_useful, check_robust_covariance, check_useful
 from advlearn.exercises.iterated import check_pgd
 from advlearn.exercises.lesson import check_training
+from advlearn.exercises.paired import answers_of, check_paired
 from advlearn.exercises.plane import check_line, check_whole
 from advlearn.exercises.projection import check_dykstra, check_l2_projection, nearest_point
+from advlearn.exercises.relabel import check_invert, check_relabel
 from advlearn.exercises.report import Finding, Report, examine
 from advlearn.exercises.rescue import check_keeper, check_ramp
 from advlearn.exercises.shares import check_choices, check_excluded
@@ -33,12 +36,14 @@ from advlearn.exercises.tie import check_steepest, check_tie, shortest
 from advlearn.exercises.unknown import check_verdict, unknown_networks
 from advlearn.exercises.widening import check_widen
 
-__all__ = ["BUGS", "PGD_BUGS", "Finding", "Report", "check_attack", "check_break_even",
-           "check_choices", "check_convict", "check_decoy", "check_diagnosis", "check_dykstra",
-           "check_excluded", "check_fence", "check_forecast", "check_keeper", "check_l1_step",
-           "check_l2_projection", "check_leak", "check_line", "check_pgd", "check_pgd_diagnosis",
-           "check_promise", "check_ramp", "check_restarts", "check_smallest_eps",
-           "check_start_angle", "check_steepest", "check_stronger", "check_summit", "check_tie",
-           "check_trades", "check_trainer", "check_training", "check_transfer", "check_verdict",
-           "check_whole", "check_widen", "equal_restarts", "examine", "l1_bound",
-           "nearest_point", "shortest", "unknown_networks"]  # fmt: skip
+__all__ = ["BUGS", "Finding", "PGD_BUGS", "Report", "answers_of", "check_attack",
+           "check_break_even", "check_choices", "check_convict", "check_decoy", "check_diagnosis",
+           "check_dykstra", "check_excluded", "check_fence", "check_forecast", "check_invert",
+           "check_keeper", "check_l1_step", "check_l2_projection", "check_leak", "check_line",
+           "check_most_useful", "check_paired", "check_pgd", "check_pgd_diagnosis",
+           "check_promise", "check_ramp", "check_relabel", "check_restarts",
+           "check_robust_covariance", "check_smallest_eps", "check_start_angle", "check_steepest",
+           "check_stronger", "check_summit", "check_tie", "check_trades", "check_trainer",
+           "check_training", "check_transfer", "check_useful", "check_verdict", "check_whole",
+           "check_widen", "equal_restarts", "examine", "l1_bound", "nearest_point", "shortest",
+           "unknown_networks"]  # fmt: skip
