@@ -161,7 +161,7 @@ class _Inverted:
 
     def __init__(self, invert: Callable[..., Tensor]) -> None:
         self.invert, self.result = invert, None
-        self.f = mlp((1, 6, 6), (64, 24), CLASSES, seed=4).train()
+        self.f = mlp((1, 6, 6), (32,), CLASSES, seed=4).train()
         gen = generator(73)
         self.x, self.start = (torch.rand(12, 1, 6, 6, generator=gen) for _ in range(2))
         self.before = _state(self.f)
@@ -194,7 +194,7 @@ class _Inverted:
         if torch.allclose(z, self.start, atol=1e-6):
             return "returns the start: nothing moved"
         ratio = self.distance(z) / self.distance(self.start)
-        if (ratio < 0.2).all():
+        if ratio.mean() < 0.25:
             return None
         if ratio.mean() > 1:
             return "the features move away from those of x: minus the distance is maximised"
@@ -202,7 +202,7 @@ class _Inverted:
             logits = norms(self.f(z) - self.f(self.x), 2) / norms(
                 self.f(self.start) - self.f(self.x), 2
             )
-        if (logits < 0.2).all():
+        if logits.mean() < 0.25:
             return ("the logits agree, the features do not: take `models.features`, the network "
                     "without its last layer")  # fmt: skip
         return (
@@ -213,8 +213,8 @@ class _Inverted:
 def check_invert(invert: Callable[..., Tensor]) -> Report:
     """Try `invert(model, x, start, *, steps, step_size)`: images with the features of x.
 
-    Returns z like `start`, in [0, 1], whose features are at most 20 % as far (ℓ2) from those of x
-    as the start's. Ilyas et al., arXiv:1905.02175, §3.1.
+    Returns z like `start`, in [0, 1], whose features are on average at most 25 % as far (ℓ2) from
+    those of x as the start's. Ilyas et al., arXiv:1905.02175, §3.1.
     """
     run = _Inverted(invert)
 
