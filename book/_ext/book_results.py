@@ -116,6 +116,9 @@ LABELS |= {
     "balls_convicted": "16 balls: larger networks whose training failed",
     "pairs_without_box": "digits, ε = 0.3: pairs whose class means differ nowhere by more than 2 ε",
 }  # fmt: skip
+LABELS |= {
+    "eps_useful_not_robust": "μ = (1, 0.2), Σ = diag(1, 0.01): ε from which Σ⁻¹μ is not robustly useful",
+}  # fmt: skip
 
 # A cell of a sweep: what was trained and how, the columns before these, is what it is about.
 CELL_LABELS = {

@@ -205,9 +205,7 @@ class _Inverted:
         if logits.mean() < 0.25:
             return ("the logits agree, the features do not: take `models.features`, the network "
                     "without its last layer")  # fmt: skip
-        return (
-            f"the distance is still {float(ratio.max()):.0%} of that of the start; 20 % are allowed"
-        )
+        return f"the mean distance is {float(ratio.mean()):.0%} of the start's, 25 % are allowed"
 
 
 def check_invert(invert: Callable[..., Tensor]) -> Report:
