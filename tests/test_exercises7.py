@@ -91,7 +91,9 @@ def test_the_adversary_of_the_likelihood_is_the_best_one():
     v = torch.linalg.cholesky(sigma)  # Columns whose outer products add up to Σ.
     delta = torch.linalg.solve(lam * s - torch.eye(5), v).requires_grad_()
     moved = v + delta
-    gain = 0.5 * torch.trace(moved.T @ torch.linalg.solve(s, moved)) - lam / 2 * delta.square().sum()
+    gain = (
+        0.5 * torch.trace(moved.T @ torch.linalg.solve(s, moved)) - lam / 2 * delta.square().sum()
+    )
     (g,) = torch.autograd.grad(gain, delta)
     assert g.abs().max() < 1e-9
     wanted = gauss.robust_likelihood(s, sigma, lam)
