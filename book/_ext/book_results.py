@@ -117,6 +117,7 @@ LABELS |= {
     "pairs_without_box": "digits, ε = 0.3: pairs whose class means differ nowhere by more than 2 ε",
 }  # fmt: skip
 LABELS |= {
+    "eps_useful_not_robust": "μ = (1, 0.2), Σ = diag(1, 0.01): ε from which Σ⁻¹μ is not robustly useful",
     "eps_x1_beats_average": "p = 0.95, η = 0.1, 10,000 weak features: ε from which x₁ alone beats their average",
 }  # fmt: skip
 

@@ -23,11 +23,14 @@ from advlearn.exercises.conviction import check_break_even, check_convict
 from advlearn.exercises.diagnosis import PGD_BUGS, check_pgd_diagnosis
 from advlearn.exercises.fence import check_fence, check_forecast, equal_restarts
 from advlearn.exercises.few import check_learn, check_needed, gaussian
+from advlearn.exercises.gauss import check_most_useful, check_robust_covariance, check_useful
 from advlearn.exercises.iterated import check_pgd
 from advlearn.exercises.lesson import check_training
 from advlearn.exercises.odds import check_ceiling, check_critical, check_exact
+from advlearn.exercises.paired import answers_of, check_paired
 from advlearn.exercises.plane import check_line, check_whole
 from advlearn.exercises.projection import check_dykstra, check_l2_projection, nearest_point
+from advlearn.exercises.relabel import check_invert, check_relabel
 from advlearn.exercises.report import Finding, Report, examine
 from advlearn.exercises.rescue import check_keeper, check_ramp
 from advlearn.exercises.shares import check_choices, check_excluded
@@ -37,14 +40,15 @@ from advlearn.exercises.unknown import check_verdict, unknown_networks
 from advlearn.exercises.weak import check_draw, check_turn, twins
 from advlearn.exercises.widening import check_widen
 
-__all__ = ["BUGS", "Finding", "PGD_BUGS", "Report", "check_attack", "check_break_even",
-           "check_ceiling", "check_choices", "check_convict", "check_critical", "check_decoy",
-           "check_diagnosis", "check_draw", "check_dykstra", "check_exact", "check_excluded",
-           "check_fence", "check_forecast", "check_keeper", "check_l1_step", "check_l2_projection",
-           "check_leak", "check_learn", "check_line", "check_needed", "check_pgd",
-           "check_pgd_diagnosis", "check_promise", "check_ramp", "check_restarts",
-           "check_smallest_eps", "check_start_angle", "check_steepest", "check_stop",
-           "check_stronger", "check_summit", "check_tie", "check_trades", "check_trainer",
-           "check_training", "check_transfer", "check_turn", "check_verdict", "check_whole",
-           "check_widen", "equal_restarts", "examine", "gaussian", "l1_bound", "nearest_point",
-           "overfitting_runs", "shortest", "twins", "unknown_networks"]  # fmt: skip
+__all__ = ["BUGS", "Finding", "PGD_BUGS", "Report", "answers_of", "check_attack",
+           "check_break_even", "check_ceiling", "check_choices", "check_convict", "check_critical",
+           "check_decoy", "check_diagnosis", "check_draw", "check_dykstra", "check_exact",
+           "check_excluded", "check_fence", "check_forecast", "check_invert", "check_keeper",
+           "check_l1_step", "check_l2_projection", "check_leak", "check_learn", "check_line",
+           "check_most_useful", "check_needed", "check_paired", "check_pgd", "check_pgd_diagnosis",
+           "check_promise", "check_ramp", "check_relabel", "check_restarts",
+           "check_robust_covariance", "check_smallest_eps", "check_start_angle", "check_steepest",
+           "check_stop", "check_stronger", "check_summit", "check_tie", "check_trades",
+           "check_trainer", "check_training", "check_transfer", "check_turn", "check_useful",
+           "check_verdict", "check_whole", "check_widen", "equal_restarts", "examine", "gaussian",
+           "l1_bound", "nearest_point", "overfitting_runs", "shortest", "twins", "unknown_networks"]  # fmt: skip
