@@ -133,6 +133,13 @@ LABELS |= {
     for kind, what in {"natural": "clean", "pgd_low": "PGD, small ε", "pgd_high": "PGD, large ε"}.items()
 }  # fmt: skip
 
+LABELS |= {
+    "rand_true": "trained on D_rand: true labels, %", "rand_noise": "trained on noise with D_rand's labels: true labels, %",
+    "det_true": "trained on D_det: true labels, %", "det_next": "trained on D_det: labels y + 1, %",
+    "original_l2": "trained on the originals: PGD, ℓ2, %", "robustified_l2": "trained on D_R: PGD, ℓ2, %",
+    "nonrobust_l2": "trained on D_NR: PGD, ℓ2, %", "near_l2": "trained on D_NR kept near its start: PGD, ℓ2, %",
+}  # fmt: skip
+
 # A cell of a sweep: what was trained and how, the columns before these, is what it is about.
 CELL_LABELS = {
     "natural": "no attack, %", "fgsm": "FGSM, %", "pgd": "PGD, %", "top": "commonest answer, %",

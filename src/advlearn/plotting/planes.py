@@ -168,3 +168,34 @@ def separations(
         ax.grid(False)
         ax.spines[:].set_visible(True)
     return fig
+
+
+def ellipses(
+    panels: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    points: np.ndarray,
+    signs: np.ndarray,
+    *,
+    radius: float = 2.6,
+) -> Figure:
+    """Two Gaussian classes as models see them: ellipses, the boundary, and the way across it.
+
+    Args:
+        panels: title -> mean μ, (2,), and covariance Σ, (2, 2), of the model N(±μ, Σ).
+        points, signs: examples (n, 2) and their classes ±1, (n,).
+        radius: half a side of the pictures.
+    """
+    fig, axes = plt.subplots(1, len(panels), squeeze=False, layout="constrained", sharex=True,
+                             sharey=True, figsize=(2.5 * len(panels), 2.8))  # fmt: skip
+    circle = np.stack([np.cos(t := np.linspace(0, 2 * np.pi, 81)), np.sin(t)])
+    for ax, (title, (mu, sigma)) in zip(axes.flat, panels.items(), strict=True):
+        way = np.linalg.solve(sigma, mu)
+        way = way / np.linalg.norm(way)
+        along = 2 * radius * np.array([-way[1], way[0]])
+        for sign, color, marker in ((1, ROBUST, "^"), (-1, NATURAL, "o")):
+            ax.plot(*points[signs == sign].T, marker, color=color, ms=2, alpha=0.45)
+            ax.plot(*(sign * mu[:, None] + np.linalg.cholesky(sigma) @ circle), color=color, lw=1.6)
+        ax.plot(*np.stack([-along, along]).T, color="black", lw=1)
+        ax.annotate("", mu - 0.9 * way, mu, arrowprops={"arrowstyle": "-|>", "lw": 2, "color": OTHER})
+        ax.set(xlim=(-radius, radius), ylim=(-radius, radius), aspect="equal")
+        ax.set_title(title, fontsize=10)
+    return fig
