@@ -1,8 +1,9 @@
-"""What a figure must not do: hide a name."""
+"""What figures must show, and must not do: hide a name."""
 
 import itertools
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
 from advlearn import plotting
@@ -20,3 +21,18 @@ def test_names_of_neighbouring_points_do_not_overlap(second):
     for a, b in itertools.combinations(boxes, 2):
         assert not boxes[a].overlaps(boxes[b]), f"{a} and {b}"
     plt.close(fig)
+
+
+def test_the_boundary_of_two_gaussians_is_where_both_are_as_likely():
+    mu, sigma = np.array([1.0, 0.3]), np.array([[1.0, 0.2], [0.2, 0.3]])
+    fig = plotting.ellipses({"a": (mu, sigma)}, np.eye(2), np.array([1, -1]))
+    (ax,) = fig.axes
+    *_, boundary = ax.lines
+    assert np.allclose(boundary.get_xydata() @ np.linalg.solve(sigma, mu), 0)
+    assert len(np.unique(boundary.get_xydata(), axis=0)) == 2
+    ellipse = ax.lines[1].get_xydata() - mu
+    assert np.allclose((ellipse * np.linalg.solve(sigma, ellipse.T).T).sum(1), 1)
+    (arrow,) = ax.texts
+    way = np.array(arrow.xy) - np.array(arrow.xyann)
+    across = np.linalg.solve(sigma, mu)
+    assert np.isclose(way @ across, -np.linalg.norm(way) * np.linalg.norm(across))

@@ -192,7 +192,8 @@ def ellipses(
         way = way / np.linalg.norm(way)
         along = 2 * radius * np.array([-way[1], way[0]])
         for sign, color, marker in ((1, ROBUST, "^"), (-1, NATURAL, "o")):
-            ax.plot(*points[signs == sign].T, marker, color=color, ms=2, alpha=0.45)
+            ax.plot(*points[signs == sign].T, marker, color=color, ms=2, alpha=0.45,
+                    rasterized=True)  # As shapes they would make the file heavy.
             ax.plot(*(sign * mu[:, None] + np.linalg.cholesky(sigma) @ circle), color=color, lw=1.6)
         ax.plot(*np.stack([-along, along]).T, color="black", lw=1)
         ax.annotate("", mu - 0.9 * way, mu, arrowprops={"arrowstyle": "-|>", "lw": 2, "color": OTHER})
