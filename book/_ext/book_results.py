@@ -137,6 +137,9 @@ LABELS |= {
     "rand_true": "trained on D_rand: true labels, %", "rand_noise": "trained on noise with D_rand's labels: true labels, %",
     "det_true": "trained on D_det: true labels, %", "det_next": "trained on D_det: labels y + 1, %",
     "original_l2": "trained on the originals: PGD, ℓ2, %", "robustified_l2": "trained on D_R: PGD, ℓ2, %",
+    **{f"{key}_{kind}": f"{kind} network: {what}, %" for kind in ("natural", "robust") for key, what in {
+        "gradient_on_strokes": "gradient on strokes", "smoothed": "votes under noise, attack on the network",
+        "smoothed_through": "votes under noise, attack through the noise"}.items()},
     "nonrobust_l2": "trained on D_NR: PGD, ℓ2, %", "near_l2": "trained on D_NR kept near its start: PGD, ℓ2, %",
 }  # fmt: skip
 
