@@ -16,7 +16,7 @@ FLAGS = (
     "--disable-component-update --disable-sync"
 ).split()
 PAGES = ["book/intro", "book/notation", "chapters/01_fgsm", "chapters/02_pgd", "chapters/03_minimax",
-         "chapters/04_landscape", "chapters/05_capacity"]
+         "chapters/04_landscape", "chapters/05_capacity", "chapters/06_tradeoff", "chapters/07_robust_features"]
 PAGE_LIMIT = 1_500_000  # bytes, everything that the page loads, fonts included
 SECONDS = 2.0  # from an empty cache, on loopback
 
