@@ -69,6 +69,19 @@ def test_robust_needs_no_attack_at_zero():
     assert len(set(robust(f, digits(40), 0.0).values())) == 1
 
 
+def test_robust_is_pgd_40_with_steps_of_a_15th(monkeypatch):
+    # The small networks of this file fall to weaker attacks as well, so accuracies cannot tell.
+    asked = []
+    monkeypatch.setattr(tradeoff, "worst_case", lambda f, x, y, threat, attacks, **options: (
+        asked.append((threat.eps, attacks, options["seed"])), worst_case(f, x, y, threat, []))[1])
+    for eps in (0.0, 0.3):
+        robust(models.small_conv((1, 8, 8)), digits(4), eps, seed=7)
+    assert asked[0] == (0.0, [], 7)
+    eps, (attack,), seed = asked[1]
+    assert (eps, seed, attack.func) == (0.3, 7, pgd)
+    assert attack.keywords == {"steps": 40, "step_size": 0.3 / 15}
+
+
 def test_overfitting_keeps_the_best_epoch_after_the_ramp():
     rows, networks = overfit(100, 10, 1, dataset="digits", n=60)
     assert [row["epoch"] for row in rows] == list(range(1, 11))
