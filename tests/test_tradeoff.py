@@ -35,6 +35,16 @@ def test_a_cell_written_out():
     }  # fmt: skip
 
 
+def test_a_cell_names_each_accuracy(monkeypatch):
+    # An untrained network is wrong at both ε, so accuracies cannot tell them apart.
+    monkeypatch.setattr(tradeoff, "robust", lambda f, images, eps, seed: {
+        "natural": 0.5, "pgd": (eps, len(images), seed)})  # fmt: skip
+    assert small("pgd", 0.1, images=60, steps=1, n=30) == {
+        "natural": 0.5, "pgd_low": (0.05, 30, 3), "pgd_high": (0.2, 30, 3), "train": (0.1, 30, 3),
+    }  # fmt: skip
+    assert small("natural", 0.1, images=20, steps=1)["train"] == (0.0, 20, 3)
+
+
 def test_natural_training_knows_no_eps_and_few_images_get_as_many_steps(monkeypatch):
     assert small("natural", 0.0) == small("natural", 0.2)
     asked = []
@@ -96,6 +106,15 @@ def test_overfitting_keeps_the_best_epoch_after_the_ramp():
     result = worst_case(networks["last"], *seen.tensors(), threat, [attack], index=seen.index)
     assert result.accuracy == rows[-1]["seen"]
     assert networks["best"] is not networks["last"]
+
+
+@pytest.mark.parametrize("epochs, first", [(10, 4), (60, 19), (1, 1)])
+def test_best_is_sought_where_eps_has_its_full_size(monkeypatch, epochs, first):
+    seen = []
+    monkeypatch.setattr(tradeoff, "fit", lambda f, d, o, **options: (
+        seen.append(options["validate"]), training.History())[1])  # fmt: skip
+    overfit(40, epochs, 0, dataset="digits", n=20)
+    assert seen[0].first == first
 
 
 def test_best_is_a_copy_and_not_from_the_ramp():
