@@ -35,6 +35,16 @@ def test_a_cell_written_out():
     }  # fmt: skip
 
 
+def test_a_cell_names_each_accuracy(monkeypatch):
+    # An untrained network is wrong at both ε, so accuracies cannot tell them apart.
+    monkeypatch.setattr(tradeoff, "robust", lambda f, images, eps, seed: {
+        "natural": 0.5, "pgd": (eps, len(images), seed)})  # fmt: skip
+    assert small("pgd", 0.1, images=60, steps=1, n=30) == {
+        "natural": 0.5, "pgd_low": (0.05, 30, 3), "pgd_high": (0.2, 30, 3), "train": (0.1, 30, 3),
+    }  # fmt: skip
+    assert small("natural", 0.1, images=20, steps=1)["train"] == (0.0, 20, 3)
+
+
 def test_natural_training_knows_no_eps_and_few_images_get_as_many_steps(monkeypatch):
     assert small("natural", 0.0) == small("natural", 0.2)
     asked = []
@@ -69,6 +79,19 @@ def test_robust_needs_no_attack_at_zero():
     assert len(set(robust(f, digits(40), 0.0).values())) == 1
 
 
+def test_robust_is_pgd_40_with_steps_of_a_15th(monkeypatch):
+    # The small networks of this file fall to weaker attacks as well, so accuracies cannot tell.
+    asked = []
+    monkeypatch.setattr(tradeoff, "worst_case", lambda f, x, y, threat, attacks, **options: (
+        asked.append((threat.eps, attacks, options["seed"])), worst_case(f, x, y, threat, []))[1])
+    for eps in (0.0, 0.3):
+        robust(models.small_conv((1, 8, 8)), digits(4), eps, seed=7)
+    assert asked[0] == (0.0, [], 7)
+    eps, (attack,), seed = asked[1]
+    assert (eps, seed, attack.func) == (0.3, 7, pgd)
+    assert attack.keywords == {"steps": 40, "step_size": 0.3 / 15}
+
+
 def test_overfitting_keeps_the_best_epoch_after_the_ramp():
     rows, networks = overfit(100, 10, 1, dataset="digits", n=60)
     assert [row["epoch"] for row in rows] == list(range(1, 11))
@@ -83,6 +106,15 @@ def test_overfitting_keeps_the_best_epoch_after_the_ramp():
     result = worst_case(networks["last"], *seen.tensors(), threat, [attack], index=seen.index)
     assert result.accuracy == rows[-1]["seen"]
     assert networks["best"] is not networks["last"]
+
+
+@pytest.mark.parametrize("epochs, first", [(10, 4), (60, 19), (1, 1)])
+def test_best_is_sought_where_eps_has_its_full_size(monkeypatch, epochs, first):
+    seen = []
+    monkeypatch.setattr(tradeoff, "fit", lambda f, d, o, **options: (
+        seen.append(options["validate"]), training.History())[1])  # fmt: skip
+    overfit(40, epochs, 0, dataset="digits", n=20)
+    assert seen[0].first == first
 
 
 def test_best_is_a_copy_and_not_from_the_ramp():
