@@ -196,6 +196,27 @@ def test_a_wrong_data_set_is_named(message):
     named(check_relabel, RELABELS[message], message)
 
 
+def follows(f, x, y, threat, *, classes, steps, step_size, gen):
+    """Uniform over the others, half of them drawn, half by the image's rank in brightness."""
+    rank = x.flatten(1).sum(1).argsort().argsort()
+    t = (y + 1 + rank % (classes - 1)) % classes
+    t = torch.where(torch.rand(len(y), generator=gen) < 0.5, t, others(y, classes, gen))
+    return pgd(f, x, t, threat, steps=steps, step_size=step_size,
+               loss=lambda logits, t: -cross_entropy(logits, t)), t  # fmt: skip
+
+
+@pytest.mark.parametrize("seeded", [lambda: generator(0), lambda: torch.manual_seed(0)])
+def test_targets_of_an_own_seed_are_named(seeded):
+    """They repeat, and yet `gen` has no say in them."""
+    with torch.random.fork_rng():
+        wrong = built(target=lambda y, k, gen: others(y, k, seeded()))
+        named(check_relabel, wrong, "the targets are not drawn from `gen`")
+
+
+def test_targets_that_follow_the_image_are_named():
+    named(check_relabel, follows, "the targets follow the images")
+
+
 # --- inversion ----------------------------------------------------------------------------------
 
 

@@ -92,11 +92,18 @@ class _Built:
         if not ((counts - wanted).abs() < 6 * wanted**0.5).all():
             return (f"not all other classes are equally likely: label and target meet {counts.min()} to "
                     f"{counts.max()} times, {wanted:.0f} are expected")  # fmt: skip
-        again = self.build(self.f, self.x[:99].clone(), self.y[:99].clone(), self.threat, gen=generator(5),
-                           classes=CLASSES, steps=1, step_size=ALPHA)  # fmt: skip
-        same = self.build(self.f, self.x[:99].clone(), self.y[:99].clone(), self.threat, gen=generator(5),
-                          classes=CLASSES, steps=1, step_size=ALPHA)  # fmt: skip
-        return None if again[1].equal(same[1]) else "the targets are not drawn from `gen`"
+        first, again = self.drawn(5), self.drawn(5)
+        if not first.equal(again) or first.equal(self.drawn(6)):
+            return "the targets are not drawn from `gen`"
+        if not first.equal(self.drawn(5, self.x.flip(0))):
+            return "the targets follow the images: with other images of the same labels they change"
+        return None
+
+    def drawn(self, seed: int, x: Tensor | None = None) -> Tensor:
+        """The targets of the first images, with a generator of this seed."""
+        x, y = (self.x if x is None else x)[:99].clone(), self.y[:99].clone()
+        return self.build(self.f, x, y, self.threat, classes=CLASSES, steps=1, step_size=ALPHA,
+                          gen=generator(seed))[1]  # fmt: skip
 
     def inside(self) -> str | None:
         z = self.ask()[0]
