@@ -3,20 +3,23 @@
 `python tools/record_features.py PART [SEED ...]`. Parts: `mnist` (D_rand, D_det and their controls,
 3 minutes a seed; --images and --eps for other sizes), `cifar` (the same on CIFAR-10, 10 minutes a
 set), `robustified` (D_R and D_NR, 5 minutes), `cifar-robustified` (15 minutes), `transfer` (5
-minutes). Every trained network is one run of `data/results/07_PART.json`, stored when it is there.
+minutes), `perception` (gradients, inversions and units on CIFAR-10, 10 minutes). Every trained
+network is one run of `data/results/07_PART.json`, stored when it is there; pictures lie beside it.
 """
 
 import argparse
 import time
 from functools import partial
 
-from advlearn import data, models, provenance, relabelled, results, zoo
+import torch
+
+from advlearn import attacks, data, models, perception, provenance, relabelled, results, zoo
 from advlearn.attacks import pgd
 from advlearn.data import Dataset
 from advlearn.evaluation import predict
 from advlearn.relabelled import next_class, random_targets
 from advlearn.robustfeatures import agreement, robustness, scatter, trained
-from advlearn.tensors import norms
+from advlearn.tensors import generator, norms
 from advlearn.threats import L2, Linf
 
 NATURAL = {"mnist": "mnist-small-natural", "cifar10": "cifar-five-natural"}
@@ -26,6 +29,7 @@ PRECISION = {"mnist": "32-true", "cifar10": "bf16-mixed"}
 THREATS = {"mnist": {"linf_0.1": Linf(0.1), "linf_0.2": Linf(0.2), "linf_0.3": Linf(0.3),
                      "l2_1": L2(1), "l2_2": L2(2)},
            "cifar10": {"l2_0.25": L2(0.25), "l2_0.5": L2(0.5)}}  # fmt: skip
+GRADIENT_LIMIT = 0.1  # Of a pixel of a gradient of length 1, in pictures.
 STEPS = 20  # Of the attacks that relabel, each of size 2.5 ε / 20.
 
 
@@ -41,6 +45,14 @@ def keep(name: str, seed: int, began: float, values: dict, **fields) -> None:
     results.store(name, [run], ("profile", "seed", "kind", "architecture", "images", "eps", "epochs"))
     print(name, seed, fields.get("kind", ""), fields.get("architecture", ""),
           {k: round(v, 4) for k, v in values.items()}, f"{run['minutes']} min", flush=True)  # fmt: skip
+
+
+def show(name: str, seed: int, kind: str, made: Dataset, original: Dataset) -> None:
+    """Store the first four images of a CIFAR-10 set, and what they were, for seed 0."""
+    if made.shape[0] == 3 and seed == 0:
+        few = torch.arange(4)
+        results.store_images(name, {kind: made.take(few).tensors()[0],
+                                    "image": original.take(few).tensors()[0]})  # fmt: skip
 
 
 def seen(made: Dataset, original: Dataset, who: dict) -> dict[str, float]:
@@ -98,6 +110,7 @@ def relabel(dataset: str, seed: int, n: int, eps: float, epochs: int, kinds: lis
         building = time.perf_counter() - began
         values = seen(made, images, {"source": natural, **onlooker}) | learned(made, dataset, seed, epochs)
         values["build_seconds"] = round(building, 1)
+        show(f"07_relabelled_{dataset}", seed, kind, made, images)
         keep(f"07_relabelled_{dataset}", seed, began, values, kind=kind, images=n, eps=eps, norm="l2",
              steps=STEPS, step_size=2.5 * eps / STEPS, epochs=epochs, **protocol(dataset))  # fmt: skip
 
@@ -119,6 +132,7 @@ def robustify(dataset: str, seed: int, n: int, epochs: int, steps: int, kinds: l
         values = seen(made, images, {"natural": natural, "robust": robust})
         values["moved"] = float(norms(made.tensors()[0] - build["starts"]().tensors()[0], 2).mean())
         values |= learned(made, dataset, seed, epochs)
+        show(f"07_robustified_{dataset}", seed, kind, made, images)
         keep(f"07_robustified_{dataset}", seed, began, values, kind=kind, images=n, epochs=epochs,
              steps=steps, step_size=0.1, near=str(near), robust_network=ROBUST[dataset],
              **protocol(dataset))  # fmt: skip
@@ -140,9 +154,67 @@ def transfer(seed: int, n: int, eps: float, epochs: int) -> None:
              test="2,000 test images; success: of those both get right and that fool the source")  # fmt: skip
 
 
+def perceive(seed: int, n: int, steps: int) -> None:
+    """Gradients of n CIFAR-10 test images, inversions of 100 of them, and single units."""
+    began, units, few = time.perf_counter(), torch.arange(3), 100
+    networks = {kind: zoo.load_or_train(names["cifar10"])
+                for kind, names in {"natural": NATURAL, "robust": ROBUST}.items()}  # fmt: skip
+    test = data.load("cifar10").subset(n, seed)
+    x, y = test.tensors()
+    pool = data.load("cifar10", "train").split_off(5000)[0].tensors()
+    way = perception.way_out(x[:500], y[:500], *pool)
+    target, start = x[:few], x[few : 2 * few]
+    begun = {"image": start, "noise": attacks.noise(target, generator(seed))}
+    pictures = {"gradient image": x[:8], "target": target[:6], "start": start[:6]}
+    other_class = x[y != y[0]][:1]
+    pictures["pixels, walk"] = torch.cat([torch.lerp(x[:1], other_class, t)
+                                          for t in torch.linspace(0, 1, 7).tolist()])  # fmt: skip
+    for name, f in networks.items():
+        values = {"clean": float((predict(f, x).argmax(1) == y).double().mean())}
+        g = perception.gradients(f, x, y)
+        pictures[f"{name}, gradient"] = 0.5 + g[:8] / (2 * GRADIENT_LIMIT)
+        said = dict(zip(("row", "column"), perception.smoothness(g), strict=True))
+        said |= dict(zip(("other_class", "control"), perception.cosines(g[:500], way), strict=True))
+        for key, value in said.items():
+            values |= {key: float(value.mean()), f"{key}_se": float(value.std()) / len(value) ** 0.5}
+        other = networks["robust" if name == "natural" else "natural"]
+        for where, first in begun.items():
+            z, found = perception.read_back(f, target, first, steps=steps, step_size=0.5,
+                                            rectified=True)  # fmt: skip
+            for who, h in {"own": f, "other": other}.items():
+                found[who] = float((predict(h, z).argmax(1) == predict(h, target).argmax(1))
+                                   .double().mean())  # fmt: skip
+            found["smooth"] = float(torch.stack(perception.smoothness(
+                perception.unit(z - first))).mean())  # fmt: skip
+            values |= {f"from_{where}_{key}": value for key, value in found.items()}
+            pictures[f"{name}, from {where}"] = z[:6]
+        pictures[f"{name}, walk"] = attacks.interpolate(
+            f, x[:1], other_class, 7, steps=steps // 2, step_size=0.5)[:, 0]  # fmt: skip
+        R = models.features(f, rectified=False)
+        active = predict(R, x)[:, units]
+        up = attacks.excite(f, attacks.noise(x[:3], generator(seed)), units, steps=steps, step_size=0.5)
+        pictures |= {f"{name}, unit from noise": up, f"{name}, unit test image": x[active.argmax(0)],
+                     f"{name}, unit least": x[active.argmin(0)]}  # fmt: skip
+        reach = predict(R, up)[units, units] / active.amax(0)
+        values |= {f"unit_{i}_reach": float(v) for i, v in enumerate(reach)}
+        for i in range(2):
+            z = attacks.excite(f, x[i : i + 1].expand(3, -1, -1, -1), units, threat=L2(2.0),
+                               steps=steps, step_size=0.1)  # fmt: skip
+            pictures[f"{name}, changed {i}"] = torch.cat([x[i : i + 1], z])
+            values |= {f"changed_{i}_class_{j}": int(c)
+                       for j, c in enumerate(predict(f, z).argmax(1).tolist())}  # fmt: skip
+        values |= {f"class_{i}": int(c) for i, c in enumerate(y[:8].tolist())}
+        keep("07_perception_cifar10", seed, began, values, kind=name, images=n, inverted=few,
+             steps=steps, step_size=0.5, network={"natural": NATURAL, "robust": ROBUST}[name]["cifar10"],
+             gradient_limit=GRADIENT_LIMIT, test="test images, drawn by the seed")  # fmt: skip
+    if seed == 0:
+        results.store_images("07_perception_cifar10", pictures)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=("mnist", "cifar", "robustified", "cifar-robustified", "transfer"))
+    parser.add_argument("part", choices=("mnist", "cifar", "robustified", "cifar-robustified",
+                                         "transfer", "perception"))  # fmt: skip
     parser.add_argument("seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--images", type=int, help="training images")
     parser.add_argument("--eps", type=float, help="ℓ2 radius of the relabelling attack")
@@ -153,12 +225,15 @@ def main() -> None:
     n, eps, epochs, steps = {
         "mnist": (10_000, 2.0, 10, 0), "cifar": (20_000, 0.5, 8, 0), "transfer": (5000, 2.0, 10, 0),
         "robustified": (4000, 0, 15, 200), "cifar-robustified": (5000, 0, 15, 100),
+        "perception": (1000, 0, 0, 400),
     }[args.part]  # fmt: skip
     n, eps, epochs = args.images or n, args.eps or eps, args.epochs or epochs
     dataset = "cifar10" if args.part.startswith("cifar") else "mnist"
     for seed in args.seeds:
         if args.part == "transfer":
             transfer(seed, n, eps, epochs)
+        elif args.part == "perception":
+            perceive(seed, n, args.steps or steps)
         elif args.part.endswith("robustified"):
             robustify(dataset, seed, n, epochs, args.steps or steps, args.kinds)
         else:

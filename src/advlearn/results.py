@@ -13,6 +13,10 @@ import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from advlearn import provenance, storage
 
@@ -53,6 +57,35 @@ def store(
     with storage.atomic(path) as temporary:
         text = json.dumps({"runs": sorted(runs, key=place)}, indent=1, ensure_ascii=False)
         temporary.write_text(text + "\n", encoding="utf8")
+
+
+def store_images(name: str, images: Mapping[str, Tensor]) -> None:
+    """Store pictures beside recorded numbers, with 8 bits a pixel: `data/results/NAME.safetensors`.
+
+    Args:
+        images: key -> (N, C, H, W) in [0, 1]; keys that were there before and are not among these
+            stay.
+    """
+    from safetensors.torch import save_file
+
+    path = _pictures(name)
+    new = {key: (255 * x).round().clamp(0, 255).to(torch.uint8).cpu() for key, x in images.items()}
+    new = {key: (255 * x).round().to(torch.uint8) for key, x in recorded_images(name).items()} | new
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with storage.atomic(path) as temporary:
+        save_file({key: new[key].contiguous() for key in sorted(new)}, temporary)
+
+
+def recorded_images(name: str) -> dict[str, Tensor]:
+    """The pictures of `store_images`, float32 in [0, 1]; empty where none are recorded."""
+    from safetensors.torch import load_file
+
+    path = _pictures(name)
+    return {key: x / 255 for key, x in load_file(path).items()} if path.is_file() else {}
+
+
+def _pictures(name: str) -> Path:
+    return storage.shipped() / "results" / f"{name}.safetensors"
 
 
 def record(
