@@ -2,13 +2,15 @@
 
 `python tools/record_features.py PART [SEED ...]`. Parts: `mnist` (D_rand, D_det and their controls,
 3 minutes a seed; --images and --eps for other sizes), `cifar` (the same on CIFAR-10, 10 minutes a
-set), `robustified` (D_R and D_NR, 5 minutes), `cifar-robustified` (15 minutes), `transfer` (5
-minutes), `perception` (gradients, inversions and units on CIFAR-10, 10 minutes). Every trained
-network is one run of `data/results/07_PART.json`, stored when it is there; pictures lie beside it.
+set), `pair` (dog against cat, 5 minutes), `robustified` (D_R and D_NR, 5 minutes),
+`cifar-robustified` (15 minutes), `transfer` (5 minutes), `perception` (gradients, inversions and
+units on CIFAR-10, 10 minutes). Every trained network is one run of `data/results/07_PART.json`,
+stored when it is there; pictures lie beside it.
 """
 
 import argparse
 import time
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -115,6 +117,39 @@ def relabel(dataset: str, seed: int, n: int, eps: float, epochs: int, kinds: lis
              steps=STEPS, step_size=2.5 * eps / STEPS, epochs=epochs, **protocol(dataset))  # fmt: skip
 
 
+def pair(seed: int, eps: float, epochs: int) -> None:
+    """Dog against cat, as in the slides: the other class is the only wrong one."""
+    two = {part: binary(images) for part, images in
+           zip(("train", "held out"), data.load("cifar10", "train").split_off(5000), strict=True)}  # fmt: skip
+    options = {"epochs": epochs, "precision": PRECISION["cifar10"]}
+    began = time.perf_counter()
+    natural = trained(two["train"], ARCHITECTURES["cifar10"], seed=seed, **options)
+    images, threat = two["train"], L2(eps)
+    other = 1 - images.labels
+    build = {"original": lambda: images,
+             "other class": lambda: relabelled.toward(models.fast(natural), images, other, threat,
+                                                      steps=STEPS),
+             "noise, other class": lambda: relabelled.noisy(images, other, threat, seed=seed),
+             "labels exchanged": lambda: relabelled.renamed(images, other)}  # fmt: skip
+    for kind in build:
+        made = build[kind]()
+        f = trained(made, ARCHITECTURES["cifar10"], seed=100 + seed, **options)
+        said = agreement(f, two["held out"])
+        values = seen(made, images, {"source": natural}) | {"held_out_true": said["true"], "n": said["n"]}
+        values["source"] = agreement(natural, two["held out"])["true"]
+        keep("07_pair_cifar10", seed, began, values, kind=kind, images=len(images), eps=eps, norm="l2",
+             steps=STEPS, step_size=2.5 * eps / STEPS, epochs=epochs, trains="five_conv",
+             batch_size=128, lr=0.002, augmentation="none",
+             test="cats and dogs of the last 5,000 training images")  # fmt: skip
+        began = time.perf_counter()
+
+
+def binary(images: Dataset) -> Dataset:
+    """The cats and dogs among CIFAR-10 images, as classes 0 and 1."""
+    some = images.only(3, 5)
+    return replace(some, labels=(some.labels == 5).long(), classes=("cat", "dog"))
+
+
 def robustify(dataset: str, seed: int, n: int, epochs: int, steps: int, kinds: list[str]) -> None:
     """D_R and D_NR, both also with the walk kept near its start, beside the original images."""
     natural, robust = (zoo.load_or_train(names[dataset]) for names in (NATURAL, ROBUST))
@@ -214,7 +249,7 @@ def perceive(seed: int, n: int, steps: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=("mnist", "cifar", "robustified", "cifar-robustified",
-                                         "transfer", "perception"))  # fmt: skip
+                                         "transfer", "perception", "pair"))  # fmt: skip
     parser.add_argument("seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--images", type=int, help="training images")
     parser.add_argument("--eps", type=float, help="ℓ2 radius of the relabelling attack")
@@ -225,13 +260,15 @@ def main() -> None:
     n, eps, epochs, steps = {
         "mnist": (10_000, 2.0, 10, 0), "cifar": (20_000, 0.5, 8, 0), "transfer": (5000, 2.0, 10, 0),
         "robustified": (4000, 0, 15, 200), "cifar-robustified": (5000, 0, 15, 100),
-        "perception": (1000, 0, 0, 400),
+        "perception": (1000, 0, 0, 400), "pair": (0, 0.5, 20, 0),
     }[args.part]  # fmt: skip
     n, eps, epochs = args.images or n, args.eps or eps, args.epochs or epochs
     dataset = "cifar10" if args.part.startswith("cifar") else "mnist"
     for seed in args.seeds:
         if args.part == "transfer":
             transfer(seed, n, eps, epochs)
+        elif args.part == "pair":
+            pair(seed, eps, epochs)
         elif args.part == "perception":
             perceive(seed, n, args.steps or steps)
         elif args.part.endswith("robustified"):
