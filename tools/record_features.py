@@ -3,9 +3,9 @@
 `python tools/record_features.py PART [SEED ...]`. Parts: `mnist` (D_rand, D_det and their controls,
 3 minutes a seed; --images and --eps for other sizes), `cifar` (the same on CIFAR-10, 10 minutes a
 set), `pair` (dog against cat, 5 minutes), `robustified` (D_R and D_NR, 5 minutes),
-`cifar-robustified` (15 minutes), `transfer` (5 minutes), `perception` (gradients, inversions and
-units on CIFAR-10, 10 minutes). Every trained network is one run of `data/results/07_PART.json`,
-stored when it is there; pictures lie beside it.
+`cifar-robustified` (15 minutes), `transfer` (5 minutes), `cifar-transfer` (20 minutes),
+`perception` (gradients, inversions and units on CIFAR-10, 10 minutes). Every trained network is one
+run of `data/results/07_PART.json`, stored when it is there; pictures lie beside it.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from functools import partial
 import torch
 
 from advlearn import attacks, data, models, perception, provenance, relabelled, results, zoo
-from advlearn.attacks import pgd
+from advlearn.attacks import on, pgd
 from advlearn.data import Dataset
 from advlearn.evaluation import predict
 from advlearn.relabelled import next_class, random_targets
@@ -27,6 +27,11 @@ from advlearn.threats import L2, Linf
 NATURAL = {"mnist": "mnist-small-natural", "cifar10": "cifar-five-natural"}
 ROBUST = {"mnist": "mnist-small-l2", "cifar10": "cifar-five-pgd"}  # Both in ℓ2.
 ARCHITECTURES = {"mnist": {"name": "small_conv"}, "cifar10": {"name": "five_conv"}}
+CIFAR_ARCHITECTURES = {
+    "linear": {"name": "linear"}, "MLP": {"name": "mlp"}, "small conv": {"name": "small_conv"},
+    "pooled conv": {"name": "madry_mnist", "width": 4},
+    **{f"five conv, width {w}": {"name": "five_conv", "width": w} for w in (8, 16, 32, 64)},
+}  # fmt: skip
 PRECISION = {"mnist": "32-true", "cifar10": "bf16-mixed"}
 THREATS = {"mnist": {"linf_0.1": Linf(0.1), "linf_0.2": Linf(0.2), "linf_0.3": Linf(0.3),
                      "l2_1": L2(1), "l2_2": L2(2)},
@@ -173,20 +178,26 @@ def robustify(dataset: str, seed: int, n: int, epochs: int, steps: int, kinds: l
              **protocol(dataset))  # fmt: skip
 
 
-def transfer(seed: int, n: int, eps: float, epochs: int) -> None:
+def transfer(dataset: str, seed: int, n: int, eps: float, epochs: int) -> None:
     """Transfer of attacks on the natural network against what each architecture learns from it."""
-    source, images = zoo.load_or_train("mnist-small-natural"), training_images("mnist", n, seed)
+    source, images = zoo.load_or_train(NATURAL[dataset]), training_images(dataset, n, seed)
     threat, test = L2(eps), data.load("mnist").subset(2000)
-    attack = partial(pgd, steps=STEPS, step_size=2.5 * eps / STEPS)
+    options: dict = {"seed": 100 + seed, "epochs": epochs}
+    if dataset == "cifar10":
+        test = data.load(dataset, "train").split_off(5000)[1].subset(2000)
+        options |= {"architectures": CIFAR_ARCHITECTURES, "precision": PRECISION[dataset]}
+    attacked = source if dataset == "mnist" else models.fast(source)
+    attack = on(attacked, partial(pgd, steps=STEPS, step_size=2.5 * eps / STEPS))
     began = time.perf_counter()
-    sets = {kind: relabelled.toward(source, images, targets, threat, steps=STEPS)
+    sets = {kind: relabelled.toward(attacked, images, targets, threat, steps=STEPS)
             for kind, targets in {"D_det": next_class(images),
                                   "D_rand": random_targets(images, seed)}.items()}  # fmt: skip
-    rows = scatter(source, images, sets, test, threat, attack, seed=100 + seed, epochs=epochs)
+    rows = scatter(source, images, sets, test, threat, attack, **options)
     for name, values in rows.items():
-        keep("07_transfer_mnist", seed, began, values, architecture=name, images=n, eps=eps,
-             norm="l2", steps=STEPS, epochs=epochs, network="mnist-small-natural",
-             test="2,000 test images; success: of those both get right and that fool the source")  # fmt: skip
+        keep(f"07_transfer_{dataset}", seed, began, values, architecture=name, images=n, eps=eps,
+             norm="l2", steps=STEPS, epochs=epochs, network=NATURAL[dataset],
+             test=f"2,000 {'test' if dataset == 'mnist' else 'held-out training'} images; success: "
+             "of those both get right and that fool the source")  # fmt: skip
 
 
 def perceive(seed: int, n: int, steps: int) -> None:
@@ -249,7 +260,7 @@ def perceive(seed: int, n: int, steps: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=("mnist", "cifar", "robustified", "cifar-robustified",
-                                         "transfer", "perception", "pair"))  # fmt: skip
+                                         "transfer", "cifar-transfer", "perception", "pair"))  # fmt: skip
     parser.add_argument("seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--images", type=int, help="training images")
     parser.add_argument("--eps", type=float, help="ℓ2 radius of the relabelling attack")
@@ -260,13 +271,13 @@ def main() -> None:
     n, eps, epochs, steps = {
         "mnist": (10_000, 2.0, 10, 0), "cifar": (20_000, 0.5, 8, 0), "transfer": (5000, 2.0, 10, 0),
         "robustified": (4000, 0, 15, 200), "cifar-robustified": (5000, 0, 15, 100),
-        "perception": (1000, 0, 0, 400), "pair": (0, 0.5, 20, 0),
+        "cifar-transfer": (20_000, 0.5, 10, 0), "perception": (1000, 0, 0, 400), "pair": (0, 0.5, 20, 0),
     }[args.part]  # fmt: skip
     n, eps, epochs = args.images or n, args.eps or eps, args.epochs or epochs
     dataset = "cifar10" if args.part.startswith("cifar") else "mnist"
     for seed in args.seeds:
-        if args.part == "transfer":
-            transfer(seed, n, eps, epochs)
+        if args.part.endswith("transfer"):
+            transfer(dataset, seed, n, eps, epochs)
         elif args.part == "pair":
             pair(seed, eps, epochs)
         elif args.part == "perception":

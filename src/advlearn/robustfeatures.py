@@ -102,7 +102,8 @@ def scatter(
     source: nn.Module, original: Dataset, relabelled: Mapping[str, Dataset], test: Dataset,
     threat: Threat, attack: Attack, *,
     architectures: Mapping[str, Mapping[str, object]] = ARCHITECTURES,
-    seed: int = 0, epochs: int = 10, batch_size: int = 128, progress: bool = False,
+    seed: int = 0, epochs: int = 10, batch_size: int = 128, precision: str = "32-true",
+    progress: bool = False,
 ) -> dict[str, dict[str, float]]:  # fmt: skip
     """For each architecture: how well it learns the source's non-robust features, and transfer.
 
@@ -117,7 +118,8 @@ def scatter(
     Returns:
         architecture -> `transfer`'s values, and "NAME_true", "NAME_next" of `agreement`.
     """
-    options = {"seed": seed, "epochs": epochs, "batch_size": batch_size, "progress": progress}
+    options = {"seed": seed, "epochs": epochs, "batch_size": batch_size, "precision": precision,
+               "progress": progress}  # fmt: skip
     rows = {}
     for name, architecture in architectures.items():
         victim = trained(original, architecture, **options)
