@@ -159,7 +159,8 @@ def robustify(dataset: str, seed: int, n: int, epochs: int, steps: int, kinds: l
     """D_R and D_NR, both also with the walk kept near its start, beside the original images."""
     natural, robust = (zoo.load_or_train(names[dataset]) for names in (NATURAL, ROBUST))
     images, near = training_images(dataset, n, seed), {"mnist": L2(2), "cifar10": L2(1)}[dataset]
-    inverted = partial(relabelled.inverted, data=images, steps=steps, step_size=0.1, seed=seed)
+    step_size = {"mnist": 0.1, "cifar10": 0.3}[dataset]
+    inverted = partial(relabelled.inverted, data=images, steps=steps, step_size=step_size, seed=seed)
     build = {"original": lambda: images, "D_R": lambda: inverted(robust),
              "D_NR": lambda: inverted(natural), "D_NR, near": lambda: inverted(natural, threat=near),
              "D_R, near": lambda: inverted(robust, threat=near),
@@ -168,13 +169,14 @@ def robustify(dataset: str, seed: int, n: int, epochs: int, steps: int, kinds: l
         build["D_R, linf network"] = lambda: inverted(zoo.load_or_train("mnist-small-pgd"))
     for kind in kinds or build:
         began = time.perf_counter()
-        made = build[kind]()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dataset == "cifar10"):
+            made = build[kind]()
         values = seen(made, images, {"natural": natural, "robust": robust})
         values["moved"] = float(norms(made.tensors()[0] - build["starts"]().tensors()[0], 2).mean())
         values |= learned(made, dataset, seed, epochs)
         show(f"07_robustified_{dataset}", seed, kind, made, images)
         keep(f"07_robustified_{dataset}", seed, began, values, kind=kind, images=n, epochs=epochs,
-             steps=steps, step_size=0.1, near=str(near), robust_network=ROBUST[dataset],
+             steps=steps, step_size=step_size, near=str(near), robust_network=ROBUST[dataset],
              **protocol(dataset))  # fmt: skip
 
 
@@ -225,7 +227,7 @@ def perceive(seed: int, n: int, steps: int) -> None:
             values |= {key: float(value.mean()), f"{key}_se": float(value.std()) / len(value) ** 0.5}
         other = networks["robust" if name == "natural" else "natural"]
         for where, first in begun.items():
-            z, found = perception.read_back(f, target, first, steps=steps, step_size=0.5,
+            z, found = perception.read_back(f, target, first, steps=steps, step_size=0.2,
                                             rectified=True)  # fmt: skip
             for who, h in {"own": f, "other": other}.items():
                 found[who] = float((predict(h, z).argmax(1) == predict(h, target).argmax(1))
@@ -235,10 +237,10 @@ def perceive(seed: int, n: int, steps: int) -> None:
             values |= {f"from_{where}_{key}": value for key, value in found.items()}
             pictures[f"{name}, from {where}"] = z[:6]
         pictures[f"{name}, walk"] = attacks.interpolate(
-            f, x[:1], other_class, 7, steps=steps // 2, step_size=0.5)[:, 0]  # fmt: skip
+            f, x[:1], other_class, 7, steps=steps // 2, step_size=0.2)[:, 0]  # fmt: skip
         R = models.features(f, rectified=False)
         active = predict(R, x)[:, units]
-        up = attacks.excite(f, attacks.noise(x[:3], generator(seed)), units, steps=steps, step_size=0.5)
+        up = attacks.excite(f, attacks.noise(x[:3], generator(seed)), units, steps=steps, step_size=0.2)
         pictures |= {f"{name}, unit from noise": up, f"{name}, unit test image": x[active.argmax(0)],
                      f"{name}, unit least": x[active.argmin(0)]}  # fmt: skip
         reach = predict(R, up)[units, units] / active.amax(0)
@@ -251,7 +253,7 @@ def perceive(seed: int, n: int, steps: int) -> None:
                        for j, c in enumerate(predict(f, z).argmax(1).tolist())}  # fmt: skip
         values |= {f"class_{i}": int(c) for i, c in enumerate(y[:8].tolist())}
         keep("07_perception_cifar10", seed, began, values, kind=name, images=n, inverted=few,
-             steps=steps, step_size=0.5, network={"natural": NATURAL, "robust": ROBUST}[name]["cifar10"],
+             steps=steps, step_size=0.2, network={"natural": NATURAL, "robust": ROBUST}[name]["cifar10"],
              gradient_limit=GRADIENT_LIMIT, test="test images, drawn by the seed")  # fmt: skip
     if seed == 0:
         results.store_images("07_perception_cifar10", pictures)
@@ -270,7 +272,7 @@ def main() -> None:
     args = parser.parse_args()
     n, eps, epochs, steps = {
         "mnist": (10_000, 2.0, 10, 0), "cifar": (20_000, 0.5, 8, 0), "transfer": (5000, 2.0, 10, 0),
-        "robustified": (4000, 0, 15, 200), "cifar-robustified": (5000, 0, 15, 100),
+        "robustified": (4000, 0, 15, 200), "cifar-robustified": (10_000, 0, 30, 100),
         "cifar-transfer": (20_000, 0.5, 10, 0), "perception": (1000, 0, 0, 400), "pair": (0, 0.5, 20, 0),
     }[args.part]  # fmt: skip
     n, eps, epochs = args.images or n, args.eps or eps, args.epochs or epochs
