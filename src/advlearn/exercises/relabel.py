@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from advlearn.attacks import pgd
 from advlearn.exercises.report import Report, Unusable, examine
 from advlearn.losses import Loss, cross_entropy
-from advlearn.models import features, mlp
+from advlearn.models import features, mlp, small_conv
 from advlearn.tensors import frozen, generator, norms
 from advlearn.threats import L2, NormBall
 
@@ -164,19 +164,18 @@ def check_relabel(relabel: Callable[..., tuple[Tensor, Tensor]]) -> Report:
 
 
 class _Inverted:
-    """The reader's inversion of some images through a small network with random weights."""
+    """The reader's inversion of some images through one small network with random weights."""
 
-    def __init__(self, invert: Callable[..., Tensor]) -> None:
-        self.invert, self.result = invert, None
-        self.f = mlp((1, 6, 6), (32,), CLASSES, seed=4).train()
+    def __init__(self, invert: Callable[..., Tensor], f: nn.Module) -> None:
+        self.invert, self.result, self.f = invert, None, f.train()
         gen = generator(73)
-        self.x, self.start = (torch.rand(12, 1, 6, 6, generator=gen) for _ in range(2))
+        self.x, self.start = (torch.rand(12, 1, 8, 8, generator=gen) for _ in range(2))
         self.before = _state(self.f)
 
     def ask(self) -> Tensor:
         if self.result is None:
             x, start = self.x.clone(), self.start.clone()
-            z = self.invert(self.f, x, start, steps=400, step_size=0.02)
+            z = self.invert(self.f, x, start, steps=400, step_size=0.03)
             if not isinstance(z, Tensor) or z.shape != start.shape:
                 raise Unusable("the result must have the shape of start")
             if not (x.equal(self.x) and start.equal(self.start)):
@@ -221,14 +220,17 @@ def check_invert(invert: Callable[..., Tensor]) -> Report:
     Returns z like `start`, in [0, 1], whose features are on average at most 25 % as far (ℓ2) from
     those of x as the start's. Ilyas et al., arXiv:1905.02175, §3.1.
     """
-    run = _Inverted(invert)
+    runs = [_Inverted(invert, f) for f in (mlp((1, 8, 8), (32,), CLASSES, seed=6),
+                                           small_conv((1, 8, 8), 0.5, CLASSES, seed=5))]  # fmt: skip
 
     def untouched() -> str | None:
-        run.ask()
-        return _touched(run.f, run.before)
+        for run in runs:
+            run.ask()
+        return next(filter(None, (_touched(run.f, run.before) for run in runs)), None)
 
     return examine(invert, [
-        ("the images stay in [0, 1]", run.boxed),
-        ("their features are those of x", run.close),
-        ("the network is left as it was", untouched),
+        ("the images stay in [0, 1]", lambda: runs[0].boxed() or runs[1].boxed()),
+        ("their features are those of x, through a fully connected network", runs[0].close),
+        ("the same through a convolutional one", runs[1].close),
+        ("the networks are left as they were", untouched),
     ])  # fmt: skip
