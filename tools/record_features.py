@@ -238,11 +238,16 @@ def perceive(seed: int, n: int, steps: int) -> None:
             pictures[f"{name}, from {where}"] = z[:6]
         pictures[f"{name}, walk"] = attacks.interpolate(
             f, x[:1], other_class, 7, steps=steps // 2, step_size=0.2)[:, 0]  # fmt: skip
+        values |= {f"walk_class_{i}": int(c) for i, c in
+                   enumerate(predict(f, pictures[f"{name}, walk"]).argmax(1).tolist())}  # fmt: skip
         R = models.features(f, rectified=False)
         active = predict(R, x)[:, units]
-        up = attacks.excite(f, attacks.noise(x[:3], generator(seed)), units, steps=steps, step_size=0.2)
-        pictures |= {f"{name}, unit from noise": up, f"{name}, unit test image": x[active.argmax(0)],
-                     f"{name}, unit least": x[active.argmin(0)]}  # fmt: skip
+        grey = attacks.noise(x[:3], generator(seed))
+        up, down = (attacks.excite(f, grey, units, steps=steps, step_size=0.2, sign=sign)
+                    for sign in (1, -1))  # fmt: skip
+        pictures |= {f"{name}, noise up": up, f"{name}, noise down": down,
+                     f"{name}, test largest": x[active.argmax(0)],
+                     f"{name}, test smallest": x[active.argmin(0)]}  # fmt: skip
         reach = predict(R, up)[units, units] / active.amax(0)
         values |= {f"unit_{i}_reach": float(v) for i, v in enumerate(reach)}
         for i in range(2):

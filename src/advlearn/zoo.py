@@ -106,7 +106,7 @@ RECIPES = {
     "cifar-five-pgd": Recipe(
         "cifar10", {"name": "five_conv"},
         partial(training.adversarial, _CIFAR, partial(pgd, steps=3), step_size=0.25, ramp=0.3),
-        10, 20, _CIFAR, _L2, precision="bf16-mixed"),
+        10, 15, _CIFAR, _L2, precision="bf16-mixed"),
 }  # fmt: skip
 
 
