@@ -26,6 +26,7 @@ from advlearn.threats import L2, Linf
 
 NATURAL = {"mnist": "mnist-small-natural", "cifar10": "cifar-five-natural"}
 ROBUST = {"mnist": "mnist-small-l2", "cifar10": "cifar-five-pgd"}  # Both in ℓ2.
+ONLOOKER = {"mnist": "mnist-small-pgd", "cifar10": "cifar-five-pgd"}
 ARCHITECTURES = {"mnist": {"name": "small_conv"}, "cifar10": {"name": "five_conv"}}
 CIFAR_ARCHITECTURES = {
     "linear": {"name": "linear"}, "MLP": {"name": "mlp"}, "small conv": {"name": "small_conv"},
@@ -63,13 +64,16 @@ def show(name: str, seed: int, kind: str, made: Dataset, original: Dataset) -> N
 
 
 def seen(made: Dataset, original: Dataset, who: dict) -> dict[str, float]:
-    """How the images were moved, and what networks say about them: the label, the right class."""
+    """How the images were moved, and what networks say of them: label, class, label after class."""
     x = made.tensors()[0]
     values = {"moved": float(norms(x - original.tensors()[0], 2).mean())}
     for name, f in who.items():
-        said = predict(f, x).argmax(1)
-        values |= {f"{name}_says_label": float((said == made.labels).double().mean()),
-                   f"{name}_says_class": float((said == original.labels).double().mean())}
+        logits = predict(f, x)
+        second = logits.scatter(1, original.labels[:, None], -torch.inf).argmax(1)
+        for what, found in {"label": logits.argmax(1) == made.labels,
+                            "class": logits.argmax(1) == original.labels,
+                            "second": second == made.labels}.items():  # fmt: skip
+            values[f"{name}_says_{what}"] = float(found.double().mean())
     return values
 
 
@@ -101,7 +105,7 @@ def protocol(dataset: str) -> dict[str, object]:
 def relabel(dataset: str, seed: int, n: int, eps: float, epochs: int, kinds: list[str]) -> None:
     """D_rand, D_det and the controls."""
     natural = zoo.load_or_train(NATURAL[dataset])
-    onlooker = {"onlooker": zoo.load_or_train("mnist-small-pgd")} if dataset == "mnist" else {}
+    onlooker = {"onlooker": zoo.load_or_train(ONLOOKER[dataset])}
     images, threat = training_images(dataset, n, seed), L2(eps)
     source = natural if dataset == "mnist" else models.fast(natural)
     toward = partial(relabelled.toward, source, images, threat=threat, steps=STEPS)
