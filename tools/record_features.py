@@ -261,6 +261,7 @@ def perceive(seed: int, n: int, steps: int) -> None:
             values |= {f"changed_{i}_class_{j}": int(c)
                        for j, c in enumerate(predict(f, z).argmax(1).tolist())}  # fmt: skip
         values |= {f"class_{i}": int(c) for i, c in enumerate(y[:8].tolist())}
+        values |= {f"says_{i}": int(c) for i, c in enumerate(predict(f, x[:8]).argmax(1).tolist())}
         keep("07_perception_cifar10", seed, began, values, kind=name, images=n, inverted=few,
              steps=steps, step_size=0.2, network={"natural": NATURAL, "robust": ROBUST}[name]["cifar10"],
              gradient_limit=GRADIENT_LIMIT, test="test images, drawn by the seed")  # fmt: skip
