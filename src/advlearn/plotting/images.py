@@ -46,11 +46,12 @@ def image_grid(
         ax, picture = row[j], _picture(images[i])
         if head in signed:
             if picture.ndim == 3:
-                ax.imshow(0.5 + picture / (2 * signed[head]))
+                ax.imshow(0.5 + picture / (2 * signed[head]), interpolation="none")
             else:
-                ax.imshow(picture, cmap="RdBu_r", vmin=-signed[head], vmax=signed[head])
+                ax.imshow(picture, cmap="RdBu_r", vmin=-signed[head], vmax=signed[head],
+                          interpolation="none")  # fmt: skip
         else:
-            ax.imshow(picture, cmap="gray", vmin=0, vmax=1)
+            ax.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="none")
         ax.set(xticks=[], yticks=[])
         ax.grid(False)
         ax.spines[:].set_visible(True)
@@ -80,7 +81,7 @@ def strips(
     for strip, (name, images) in zip(axes, rows.items(), strict=True):
         for ax, image, text, mistake in zip(strip, images, captions[name], wrong[name],
                                             strict=True):  # fmt: skip
-            ax.imshow(_picture(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            ax.imshow(_picture(image), cmap="gray", vmin=0, vmax=1, interpolation="none")
             ax.set(xticks=[], yticks=[])
             ax.set_xlabel(text, color=ROBUST if mistake else "black", fontsize=10)
         strip[0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=8)
