@@ -55,14 +55,6 @@ def keep(name: str, seed: int, began: float, values: dict, **fields) -> None:
           {k: round(v, 4) for k, v in values.items()}, f"{run['minutes']} min", flush=True)  # fmt: skip
 
 
-def show(name: str, seed: int, kind: str, made: Dataset, original: Dataset) -> None:
-    """Store the first four images of a CIFAR-10 set, and what they were, for seed 0."""
-    if made.shape[0] == 3 and seed == 0:
-        few = torch.arange(4)
-        results.store_images(name, {kind: made.take(few).tensors()[0],
-                                    "image": original.take(few).tensors()[0]})  # fmt: skip
-
-
 def seen(made: Dataset, original: Dataset, who: dict) -> dict[str, float]:
     """How the images were moved, and what networks say of them: label, class, label after class."""
     x = made.tensors()[0]
@@ -121,7 +113,6 @@ def relabel(dataset: str, seed: int, n: int, eps: float, epochs: int, kinds: lis
         building = time.perf_counter() - began
         values = seen(made, images, {"source": natural, **onlooker}) | learned(made, dataset, seed, epochs)
         values["build_seconds"] = round(building, 1)
-        show(f"07_relabelled_{dataset}", seed, kind, made, images)
         keep(f"07_relabelled_{dataset}", seed, began, values, kind=kind, images=n, eps=eps, norm="l2",
              steps=STEPS, step_size=2.5 * eps / STEPS, epochs=epochs, **protocol(dataset))  # fmt: skip
 
@@ -178,7 +169,6 @@ def robustify(dataset: str, seed: int, n: int, epochs: int, steps: int, kinds: l
         values = seen(made, images, {"natural": natural, "robust": robust})
         values["moved"] = float(norms(made.tensors()[0] - build["starts"]().tensors()[0], 2).mean())
         values |= learned(made, dataset, seed, epochs)
-        show(f"07_robustified_{dataset}", seed, kind, made, images)
         keep(f"07_robustified_{dataset}", seed, began, values, kind=kind, images=n, epochs=epochs,
              steps=steps, step_size=step_size, near=str(near), robust_network=ROBUST[dataset],
              **protocol(dataset))  # fmt: skip
