@@ -180,20 +180,22 @@ def panels(
 
 
 def labelled(points: Mapping[str, tuple[float, float]], *, xlabel: str, ylabel: str) -> Figure:
-    """Named points in the plane, each with its name beside it, where no other name stands."""
+    """Named points in the plane, each with its name beside it, inside, where nothing else stands."""
     fig, ax = plt.subplots(layout="constrained")
     for color, at in zip(itertools.cycle(PALETTE), points.values(), strict=False):
         ax.plot(*at, "o", color=color, ms=7)
     ax.margins(x=0.2, y=0.12)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     fig.canvas.draw()  # Only now is it known where a name would stand.
-    taken: list[Bbox] = []
+    frame, taken = ax.get_window_extent(), [
+        Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in ax.transData.transform([*points.values()])]
     for name, at in points.items():
         text = ax.annotate(name, at, xytext=(7, 4), textcoords="offset points", fontsize=9)
         for place, align in (((7, 4), "left"), ((7, -12), "left"), ((-7, 4), "right"),
                              ((-7, -12), "right")):  # fmt: skip
             text.set(position=place, ha=align)
-            if not any(text.get_window_extent().overlaps(box) for box in taken):
+            box = text.get_window_extent()
+            if frame.x0 < box.x0 and box.x1 < frame.x1 and not any(map(box.overlaps, taken)):
                 break
         taken.append(text.get_window_extent())
     return fig
