@@ -7,7 +7,7 @@ from helpers import digits
 from advlearn import data, models, tradeoff, training
 from advlearn.attacks import pgd
 from advlearn.evaluation import predict, worst_case
-from advlearn.threats import Linf
+from advlearn.threats import L2, Linf
 from advlearn.tradeoff import cell, images_of, objective, overfit, robust
 
 small = partial(cell, images=200, steps=12, seed=3, dataset="digits", n=50)
@@ -117,8 +117,31 @@ def test_best_is_sought_where_eps_has_its_full_size(monkeypatch, epochs, first):
     assert seen[0].first == first
 
 
+def test_overfitting_in_another_ball_with_another_network(monkeypatch):
+    asked, fast = {}, []
+    monkeypatch.setattr(tradeoff, "fit", lambda f, d, o, **options: (
+        asked.update(options, f=f, objective=o.description), options["validate"](f),
+        training.History([{}]))[2])  # fmt: skip
+    monkeypatch.setattr(models, "fast", lambda f: (fast.append(f), f)[1])
+    options = dict(dataset="digits", n=20, threat=L2(0.5), steps=4, ramp=0.1, batch_size=16)
+    rows, networks = overfit(
+        40, 10, 2, architecture={"name": "five_conv", "width": 2}, precision="bf16-mixed",
+        schedule=training.drops(0.5), **options)  # fmt: skip
+    assert rows == [{}] and networks["last"] is asked["f"]
+    assert asked["objective"] == training.adversarial(
+        L2(0.5), partial(pgd, steps=4), step_size=5 * 0.5 / 12, ramp=0.1).description  # fmt: skip
+    same = models.five_conv((1, 8, 8), 2, seed=2).state_dict()
+    assert all(torch.equal(v, same[k]) for k, v in asked["f"].state_dict().items())
+    assert (asked["precision"], asked["batch_size"]) == ("bf16-mixed", 16)
+    assert asked["schedule"].description == "drops(0.5, factor=0.1)"
+    assert asked["validate"].first == 2 and fast == [asked["f"]] * len(fast) and fast
+    fast.clear()
+    overfit(40, 10, 2, **options)
+    assert not fast
+
+
 def test_best_is_a_copy_and_not_from_the_ramp():
-    keep = tradeoff._Best(digits(20), digits(20, "train"), Linf(0.1), first=3)
+    keep = tradeoff._Best(digits(20), digits(20, "train"), Linf(0.1), pgd, first=3)
     scores = iter([0.9, 0.8, 0.5, 0.7, 0.7, 0.1])
     keep.validate, keep.on_seen = lambda f: {"robust": next(scores)}, lambda f: {"robust": 0.0}
     f = models.linear((1, 8, 8))

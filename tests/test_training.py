@@ -16,6 +16,7 @@ from advlearn.threats import L2, Linf
 from advlearn.training import (
     State,
     adversarial,
+    drops,
     fgsm_training,
     fit,
     free,
@@ -284,6 +285,13 @@ def test_trapezoid():
         assert factor(progress) == pytest.approx(expected, abs=1e-12)
     assert trapezoid(warmup=0)(0) == 1
     assert trapezoid(decay_from=1)(0.99) == 1
+
+
+def test_drops():
+    factor = drops(0.5, 0.75, factor=0.2)
+    points = {0: 1, 0.49: 1, 0.5: 0.2, 0.7: 0.2, 0.75: 0.04, 1: 0.04}
+    assert {at: factor(at) for at in points} == pytest.approx(points)
+    assert factor.description == "drops(0.5, 0.75, factor=0.2)"
 
 
 def test_schedule_is_used(monkeypatch):

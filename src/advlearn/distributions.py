@@ -111,7 +111,8 @@ class Twofold:
 
         For ε < η, with $k$ of `strength` and $\ell = \log\frac{p}{1-p}$,
         $p\,\Phi(k + \frac{\ell}{2k}) + (1-p)\,\Phi(k - \frac{\ell}{2k})$; for η ≤ ε < 1 it is p;
-        for ε ≥ 1 and η it is 1/2, a coin's.
+        for 1 ≤ ε < η, where x₁ tells nothing under attack, it is Φ(k); for ε ≥ max(1, η) it is
+        1/2, a coin's.
         """
         k, odds = self.strength(eps), math.log(self.p / (1 - self.p))
         p = self.p if eps < 1 else 0.5

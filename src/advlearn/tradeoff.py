@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 from advlearn import data, models
-from advlearn.attacks import pgd
+from advlearn.attacks import Attack, pgd
 from advlearn.data import Dataset
 from advlearn.evaluation import worst_case
 from advlearn.threats import Linf, Threat
 from advlearn.training import Objective, adversarial, fit, held_out, natural, trades
+from advlearn.training.loop import Schedule
 
 JUDGED = {"digits": (0.05, 0.2), "mnist": (0.1, 0.3), "cifar10": (2 / 255, 8 / 255)}
 HELD_OUT = {"digits": 200, "mnist": 5000, "cifar10": 5000}  # The last training images.
@@ -125,9 +126,14 @@ def overfit(
     seed: int,
     *,
     dataset: str = "mnist",
-    eps: float | None = None,
+    architecture: Mapping[str, object] | None = None,
+    threat: Threat | None = None,
+    steps: int = STEPS,
+    ramp: float = RAMP,
     n: int = 500,
     batch_size: int = 64,
+    schedule: Schedule | None = None,
+    precision: str = "32-true",
     device: str | torch.device = "cpu",
     progress: bool = False,
 ) -> tuple[list[dict[str, float]], Mapping[str, nn.Module]]:
@@ -135,8 +141,13 @@ def overfit(
 
     Args:
         images, epochs, seed, dataset, batch_size, device, progress: as in `cell`.
-        eps: ε trained for; default the larger one of `JUDGED`.
+        architecture: for `models.build`, without shape and seed; default a `small_conv`.
+        threat: trained for; default ℓ∞ with the larger ε of `JUDGED`.
+        steps: of the training's PGD, each of size 5 ε / (3 steps).
+        ramp: share of the training with a growing ε.
         n: held-out images, judged after every epoch, and training images judged beside them.
+        schedule, precision: of `training.fit`. With less than "32-true" the attacks after each
+            epoch take their gradients in `models.fast`, too.
 
     Returns:
         A row for every epoch: "loss" (training), "clean" and "robust" on the n held-out training
@@ -145,21 +156,32 @@ def overfit(
         first of equals) and "last".
     """
     chosen = images_of(dataset, images, seed, device)
-    threat = Linf(JUDGED[dataset][1] if eps is None else eps)
-    network = models.small_conv(chosen.shape, seed=seed).to(device)
+    threat = Linf(JUDGED[dataset][1]) if threat is None else threat
+    spec = {**(architecture or {"name": "small_conv"}), "shape": chosen.shape, "seed": seed}
+    network = models.build(spec).to(device)
     kept = data.load(dataset, "train", device).split_off(HELD_OUT[dataset])[1].subset(n, seed)
-    keep = _Best(kept, chosen.subset(n), threat, first=int(RAMP * epochs) + 1)
-    history = fit(network, chosen, objective("pgd", threat.eps), epochs=epochs,
-                  batch_size=min(batch_size, images), validate=keep, seed=seed,
-                  progress=progress)  # fmt: skip
+    judge = partial(pgd, steps=10, step_size=threat.eps / 4)
+    if precision != "32-true":
+        judge = _with_fast(judge)
+    keep = _Best(kept, chosen.subset(n), threat, judge, first=int(ramp * epochs) + 1)
+    walk, step_size = partial(pgd, steps=steps), 5 * threat.eps / (3 * steps)
+    history = fit(network, chosen, adversarial(threat, walk, step_size=step_size, ramp=ramp),
+                  epochs=epochs, batch_size=min(batch_size, images), schedule=schedule,
+                  validate=keep, seed=seed, precision=precision, progress=progress)  # fmt: skip
     return history.rows, {"best": keep.best, "last": network.eval()}
+
+
+def _with_fast(attack: Attack) -> Attack:
+    """The same attack with `models.fast` of the network; the verdict stays that of the network."""
+    return lambda f, x, y, threat, **options: attack(models.fast(f), x, y, threat, **options)
 
 
 class _Best:
     """A validation that keeps the network of the best epoch from the `first` on."""
 
-    def __init__(self, kept: Dataset, seen: Dataset, threat: Threat, first: int) -> None:
-        walk = partial(pgd, steps=10, step_size=threat.eps / 4)
+    def __init__(
+        self, kept: Dataset, seen: Dataset, threat: Threat, walk: Attack, first: int
+    ) -> None:
         self.data, self.first, self.epoch = kept, first, 0
         self.validate, self.on_seen = held_out(kept, threat, walk), held_out(seen, threat, walk)
         self.score, self.best = -1.0, None

@@ -3,7 +3,7 @@
 An objective is a function (model, x, y, state) -> (losses (N,), state).
 """
 
-from advlearn.training.loop import fit, trapezoid
+from advlearn.training.loop import drops, fit, trapezoid
 from advlearn.training.objectives import (
     adversarial,
     fgsm_training,
@@ -16,6 +16,6 @@ from advlearn.training.objectives import (
 from advlearn.training.state import Objective, State
 from advlearn.training.watch import History, held_out, overfitted, watch
 
-__all__ = ["History", "Objective", "State", "adversarial", "fgsm_training", "fit", "free",
-           "gradient_regularised", "held_out", "mixture", "natural", "overfitted", "trades",
-           "trapezoid", "watch"]  # fmt: skip
+__all__ = ["History", "Objective", "State", "adversarial", "drops", "fgsm_training", "fit",
+           "free", "gradient_regularised", "held_out", "mixture", "natural", "overfitted",
+           "trades", "trapezoid", "watch"]  # fmt: skip

@@ -40,6 +40,16 @@ def trapezoid(warmup: float = 0.05, decay_from: float = 0.5) -> Schedule:
     return factor
 
 
+def drops(*at: float, factor: float = 0.1) -> Schedule:
+    """Learning-rate factor: 1, and `factor` times smaller from each share of training in `at` on."""
+
+    def reached(progress: float) -> float:
+        return factor ** sum(progress >= share for share in at)
+
+    reached.description = f"drops({', '.join(map(str, at))}, {factor=})"
+    return reached
+
+
 def fit(
     model: nn.Module,
     data: Dataset,
