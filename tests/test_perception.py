@@ -1,5 +1,6 @@
 """Gradients and inversions as measured in chapter 7, on networks with known answers."""
 
+import json
 import math
 
 import pytest
@@ -82,3 +83,11 @@ def test_pictures_come_back_and_stay(tmp_path, monkeypatch):
     before = (tmp_path / "results" / "some.safetensors").read_bytes()
     results.store_images("some", {})
     assert (tmp_path / "results" / "some.safetensors").read_bytes() == before
+
+
+def test_runs_left_to_their_chapter_say_so_in_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "shipped", lambda: tmp_path)
+    for tabled in (False, True):
+        results.store("some", [{"profile": "cpu", "seed": 0, "values": {}}], tabled=tabled)
+        file = json.loads((tmp_path / "results" / "some.json").read_text("utf8"))
+        assert file.get("tabled", True) is tabled and len(results.recorded("some")) == 1

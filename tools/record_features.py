@@ -50,7 +50,8 @@ def keep(name: str, seed: int, began: float, values: dict, **fields) -> None:
     """Store one run, known by profile, seed, kind and size."""
     run = {"profile": "cpu", "seed": seed, "minutes": round((time.perf_counter() - began) / 60, 2),
            **provenance.stamp("cpu"), **fields, "values": values}  # fmt: skip
-    results.store(name, [run], ("profile", "seed", "kind", "architecture", "images", "eps", "epochs"))
+    results.store(name, [run], ("profile", "seed", "kind", "architecture", "images", "eps", "epochs"),
+                  tabled="perception" not in name)  # fmt: skip
     print(name, seed, fields.get("kind", ""), fields.get("architecture", ""),
           {k: round(v, 4) for k, v in values.items()}, f"{run['minutes']} min", flush=True)  # fmt: skip
 

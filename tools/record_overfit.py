@@ -56,7 +56,8 @@ def main() -> None:
                "drops": DROPS, "steps": STEPS, "ramp": RAMP, "precision": "bf16-mixed",
                "chosen_on": CHOSEN_ON, "test": len(test), "others": OTHERS, "values": values,
                "history": history}  # fmt: skip
-        results.store("06_overfit_cifar10", [run], ("profile", "threat", "images", "epochs", "seed"))
+        results.store("06_overfit_cifar10", [run], ("profile", "threat", "images", "epochs", "seed"),
+                      tabled=False)  # fmt: skip
         print(args.norm, seed, {k: round(v, 4) for k, v in values.items()}, run["minutes"], flush=True)
 
 

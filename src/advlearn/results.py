@@ -40,12 +40,14 @@ def recorded(name: str, profile: str | None = None) -> list[dict[str, object]]:
 
 
 def store(
-    name: str, runs: Sequence[Mapping[str, object]], by: Sequence[str] = ("profile", "seed")
-) -> None:
+    name: str, runs: Sequence[Mapping[str, object]], by: Sequence[str] = ("profile", "seed"), *,
+    tabled: bool = True,
+) -> None:  # fmt: skip
     """Store runs in `data/results/NAME.json`, sorted by the fields named in `by`.
 
     A run replaces an earlier one that agrees with it in all of these fields; a field that a run
-    does not have counts as None.
+    does not have counts as None. With `tabled=False` the book's page of results leaves them to
+    their chapter.
     """
 
     def place(run: Mapping[str, object]) -> list[tuple]:
@@ -55,7 +57,8 @@ def store(
     runs = [run for run in recorded(name) if place(run) not in new] + list(runs)
     path = storage.shipped() / "results" / f"{name}.json"
     with storage.atomic(path) as temporary:
-        text = json.dumps({"runs": sorted(runs, key=place)}, indent=1, ensure_ascii=False)
+        record = ({} if tabled else {"tabled": False}) | {"runs": sorted(runs, key=place)}
+        text = json.dumps(record, indent=1, ensure_ascii=False)
         temporary.write_text(text + "\n", encoding="utf8")
 
 
