@@ -17,7 +17,7 @@ PACKAGE = Path(advlearn.__file__).parent
 ORDER = ["tensors", "threats", "losses", "gradients", "models", "checks", "attacks.gradient", "attacks.inversion", "attacks.apgd",
          "attacks.boundary", "attacks.search", "attacks.combine", "attacks.standard", "attacks.captured", "attacks", "storage", "provenance", "progress", "data", "parts",
          "evaluation.judge", "evaluation.audit", "evaluation.restarts", "evaluation", "defences", "checkpoint",
-         "training.state", "training.objectives", "training.watch", "training.weights", "training.loop", "training", "capacity", "tradeoff", "balls", "distributions", "relabelled", "robustfeatures",
+         "training.state", "training.objectives", "training.watch", "training.weights", "training.loop", "training", "capacity", "tradeoff", "balls", "distributions", "relabelled", "robustfeatures", "perception",
          "zoo", "results", "plotting.style", "plotting.images", "plotting.lines", "plotting.planes", "plotting.landscapes", "plotting",
          "notebook", "exercises"]  # fmt: skip
 # Where DESIGN says more than the order.
