@@ -223,7 +223,7 @@ def effect(
     """Is the difference above the margin whatever the truths are, or below? The options plant mistakes."""
     if least(attack, control) > margin:
         return "yes"
-    return "no" if most(attack, control) < margin else doubt
+    return "no" if most(attack, control) <= margin else doubt
 
 
 def _rule(**options: object) -> Callable[[Share, Share, float], str]:
