@@ -58,3 +58,10 @@ def test_the_table_judges_a_row_alone_and_the_check_all_together():
 def test_no_band_while_a_run_is_recorded(monkeypatch):
     monkeypatch.setenv("ADVLEARN_RECORDING", "1")
     assert band(runs(0.8, 0.9, 1.0), "a") is None
+
+
+def test_seeds_that_agree_show_no_spread():
+    b = band(runs(0.0, 0.0, 0.0), "a")
+    assert (b.mean, b.low, b.high) == (0, 0, 0) and 0.001 in b
+    (line,) = compare([Row("all at 0", "a", 0.001)], runs(0.0, 0.0, 0.0)).rows
+    assert line[2] == "0.0 %" and line[4] == "–"

@@ -128,6 +128,7 @@ def band(runs: Sequence[Mapping[str, object]], key: str) -> Band | None:
 
     mean ± t · s · √(1 + 1/m) for m seeds: for one more seed, not for the mean. None as well while
     a run is being recorded ($ADVLEARN_RECORDING): a band must not choose the runs that make it.
+    Seeds that all agree, say at 0 %, do not show how far another may be: every value is in then.
     """
     values = [float(run["values"][key]) for run in runs if key in run["values"]]
     m = len(values)
@@ -136,6 +137,7 @@ def band(runs: Sequence[Mapping[str, object]], key: str) -> Band | None:
     mean, s = statistics.fmean(values), statistics.stdev(values) * math.sqrt(1 + 1 / m)
     numbers = max(len(run["values"]) for run in runs)
     half, far = (student(0.05 / k, m - 1) * s for k in (1, numbers))
+    far = far or math.inf
     return Band(mean, mean - half, mean + half, far, m)
 
 
@@ -241,8 +243,10 @@ def compare(
         b, book, inside = band(runs, row.key), "–", "–"
         if b is not None:
             seeds.add(b.seeds)
-            book = percent(b.mean, (max(0, b.low), min(1, b.high)))
-            inside = "yes" if b.low <= row.value <= b.high else "NO"
+            book = percent(b.mean)
+            if b.low < b.high:
+                book = percent(b.mean, (max(0, b.low), min(1, b.high)))
+                inside = "yes" if b.low <= row.value <= b.high else "NO"
         lines.append([row.label, paper, book, percent(row.value, row.interval), inside])
     book = f"book [band], {max(seeds)} seeds" if seeds else "book [band]"
     return Table(["", "paper", book, "you [95 %]", "in band"], lines, caption)
