@@ -1,6 +1,8 @@
 """The web book: it builds without a warning and without torch, its links resolve, and it loads
 nothing from elsewhere. The checks are tried on a page with planted faults as well."""
 
+import base64
+import io
 import json
 import os
 import re
@@ -254,3 +256,27 @@ def test_a_figure_keeps_what_it_shows_and_loses_digits():
     assert small.count("<g") == small.count("</g>") == 2  # the one that clips, the one that fades
     assert not any(gone in small for gone in ("metadata", "tick", "idle", "  "))
     assert plainer(small) == small
+
+
+def test_a_picture_keeps_every_pixel_and_loses_channels():
+    sys.path.insert(0, str(ROOT / "book" / "_ext"))
+    from book_slim import plainer
+    from PIL import Image
+
+    def png(image):
+        image.save(buffer := io.BytesIO(), "PNG")
+        return base64.b64encode(buffer.getvalue()).decode()
+
+    noise = Image.effect_noise((32, 32), 200)  # grey
+    colours = Image.merge("RGB", [Image.effect_noise((32, 32), 200) for _ in range(3)])
+    few = colours.quantize(20).convert("RGB")
+    clear = colours.convert("RGBA")
+    clear.putalpha(noise)
+    for image, mode in ((noise, "L"), (few, "P"), (colours, "RGB"), (clear, "RGBA")):
+        before = png(image.convert("RGBA"))
+        svg = f'<svg><image xlink:href="data:image/png;base64,\n{before}"/></svg>'
+        after = re.search(r'base64,([^"]*)"', plainer(svg))[1]
+        found = Image.open(io.BytesIO(base64.b64decode(after)))
+        assert found.convert("RGBA").tobytes() == image.convert("RGBA").tobytes()
+        assert found.mode == mode and len(after) <= len(before)
+        assert mode == "RGBA" or len(after) < len(before)
