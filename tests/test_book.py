@@ -280,3 +280,11 @@ def test_a_picture_keeps_every_pixel_and_loses_channels():
         assert found.convert("RGBA").tobytes() == image.convert("RGBA").tobytes()
         assert found.mode == mode and len(after) <= len(before)
         assert mode == "RGBA" or len(after) < len(before)
+
+    padded = few.convert("RGBA").quantize(256)
+    padded.putpalette(padded.getpalette() + [0] * (768 - len(padded.getpalette())))
+    padded.save(buffer := io.BytesIO(), "PNG", transparency=bytes([255] * 256))
+    before = base64.b64encode(buffer.getvalue()).decode()
+    after = re.search(r'base64,([^"]*)"', plainer(f'<image href="data:image/png;base64,{before}"/>'))[1]
+    found = Image.open(io.BytesIO(base64.b64decode(after)))
+    assert found.convert("RGB").tobytes() == few.tobytes() and len(after) < len(before) - 300

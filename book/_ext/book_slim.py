@@ -133,6 +133,8 @@ def _fewer_channels(match):
     """A PNG without the channels that say nothing, and with a palette where that is smaller."""
     found = base64.b64decode(match[2])
     image = Image.open(io.BytesIO(found))
+    if image.mode == "P":  # Matplotlib's have 256 colours and 256 opacities, whatever they use.
+        image = image.convert("RGBA")
     if image.mode == "RGBA" and image.getchannel("A").getextrema() == (255, 255):
         image = image.convert("RGB")
     if image.mode == "RGB":
