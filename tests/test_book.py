@@ -258,6 +258,14 @@ def test_a_figure_keeps_what_it_shows_and_loses_digits():
     assert plainer(small) == small
 
 
+def test_code_keeps_its_words_and_its_colours():
+    sys.path.insert(0, str(ROOT / "book" / "_ext"))
+    from book_slim import UNCOLOURED
+
+    code = '<pre><span class="n">f</span><span class="p">(</span><span class="nb">len</span><span class="w"> </span></pre>'
+    assert UNCOLOURED.sub(r"\1", code) == '<pre>f(<span class="nb">len</span> </pre>'
+
+
 def test_a_picture_keeps_every_pixel_and_loses_channels():
     sys.path.insert(0, str(ROOT / "book" / "_ext"))
     from book_slim import plainer

@@ -6,7 +6,8 @@ rules for classes that no page and no script names are taken out of the style sh
 scripts stay on the search page only. Matplotlib writes six decimals of a 72nd of an inch, a name and
 a group for every line, and every style in full: figures keep one decimal, the names that something
 refers to, the groups that say something, and a style once. Its pictures have four channels, also
-where they are grey: they are written anew with what they need, pixel for pixel the same.
+where they are grey: they are written anew with what they need, pixel for pixel the same. Words of code
+that have no colour of their own need no element of their own.
 """
 
 import base64
@@ -32,6 +33,8 @@ KEPT = re.compile(r"(bs-|tooltip|show|fade|collaps|dropdown|modal|offcanvas|pst-
 SEARCH_SCRIPT = re.compile(
     r'\s*<script src="[^"]*(?:searchtools|language_data|searchindex)\.js[^"]*"></script>'
 )
+# Names, punctuation and spaces in code: they have the colour of the code around them (custom.css).
+UNCOLOURED = re.compile(r'<span class="[npw]">([^<]*)</span>')
 LOADER = """/* Icons of Font Awesome Free (https://fontawesome.com), CC BY 4.0, only those used here. */
 (function () {
   const icons = %s;
@@ -209,9 +212,12 @@ def slim(app, error):
         return
     pages = list(Path(app.outdir).rglob("*.html"))
     for page in pages:
-        text = page.read_text(encoding="utf8")
-        if page.name != "search.html" and SEARCH_SCRIPT.search(text):
-            page.write_text(SEARCH_SCRIPT.sub("", text), encoding="utf8")
+        text = found = page.read_text(encoding="utf8")
+        if page.name != "search.html":
+            text = SEARCH_SCRIPT.sub("", text)
+        text = UNCOLOURED.sub(r"\1", text)
+        if text != found:
+            page.write_text(text, encoding="utf8")
     script = static / "scripts" / "fontawesome.js"
     scripts = [p for p in static.rglob("*.js") if p != script and "katex" not in p.parts]
     words = set()
