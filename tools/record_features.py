@@ -46,12 +46,12 @@ def training_images(dataset: str, n: int, seed: int) -> Dataset:
     return data.load(dataset, "train").split_off(5000)[0].subset(n, seed)
 
 
-def keep(name: str, seed: int, began: float, values: dict, **fields) -> None:
+def keep(name: str, seed: int, began: float, values: dict, tabled: bool = True, **fields) -> None:
     """Store one run, known by profile, seed, kind and size."""
     run = {"profile": "cpu", "seed": seed, "minutes": round((time.perf_counter() - began) / 60, 2),
            **provenance.stamp("cpu"), **fields, "values": values}  # fmt: skip
     results.store(name, [run], ("profile", "seed", "kind", "architecture", "images", "eps", "epochs"),
-                  tabled="perception" not in name)  # fmt: skip
+                  tabled=tabled)  # fmt: skip
     print(name, seed, fields.get("kind", ""), fields.get("architecture", ""),
           {k: round(v, 4) for k, v in values.items()}, f"{run['minutes']} min", flush=True)  # fmt: skip
 
@@ -208,10 +208,8 @@ def perceive(seed: int, n: int, steps: int) -> None:
     way = perception.way_out(x[:500], y[:500], *pool)
     target, start = x[:few], x[few : 2 * few]
     begun = {"image": start, "noise": attacks.noise(target, generator(seed))}
-    pictures = {"gradient image": x[:8], "target": target[:6], "start": start[:6]}
+    pictures = {"target": target[:6], "start": start[:6]}
     other_class = x[y != y[0]][:1]
-    pictures["pixels, walk"] = torch.cat([torch.lerp(x[:1], other_class, t)
-                                          for t in torch.linspace(0, 1, 7).tolist()])  # fmt: skip
     for name, f in networks.items():
         values = {"clean": float((predict(f, x).argmax(1) == y).double().mean())}
         g = perception.gradients(f, x, y)
@@ -227,8 +225,6 @@ def perceive(seed: int, n: int, steps: int) -> None:
             for who, h in {"own": f, "other": other}.items():
                 found[who] = float((predict(h, z).argmax(1) == predict(h, target).argmax(1))
                                    .double().mean())  # fmt: skip
-            found["smooth"] = float(torch.stack(perception.smoothness(
-                perception.unit(z - first))).mean())  # fmt: skip
             values |= {f"from_{where}_{key}": value for key, value in found.items()}
             pictures[f"{name}, from {where}"] = z[:6]
         pictures[f"{name}, walk"] = attacks.interpolate(
@@ -245,17 +241,16 @@ def perceive(seed: int, n: int, steps: int) -> None:
                      f"{name}, test smallest": x[active.argmin(0)]}  # fmt: skip
         reach = predict(R, up)[units, units] / active.amax(0)
         values |= {f"unit_{i}_reach": float(v) for i, v in enumerate(reach)}
-        for i in range(2):
-            z = attacks.excite(f, x[i : i + 1].expand(3, -1, -1, -1), units, threat=L2(2.0),
-                               steps=steps, step_size=0.1)  # fmt: skip
-            pictures[f"{name}, changed {i}"] = torch.cat([x[i : i + 1], z])
-            values |= {f"changed_{i}_class_{j}": int(c)
-                       for j, c in enumerate(predict(f, z).argmax(1).tolist())}  # fmt: skip
+        z = attacks.excite(f, x[:1].expand(3, -1, -1, -1), units, threat=L2(2.0), steps=steps,
+                           step_size=0.1)  # fmt: skip
+        pictures[f"{name}, changed 0"] = torch.cat([x[:1], z])
+        values |= {f"changed_0_class_{j}": int(c)
+                   for j, c in enumerate(predict(f, z).argmax(1).tolist())}  # fmt: skip
         values |= {f"class_{i}": int(c) for i, c in enumerate(y[:8].tolist())}
         values |= {f"says_{i}": int(c) for i, c in enumerate(predict(f, x[:8]).argmax(1).tolist())}
         keep("07_perception_cifar10", seed, began, values, kind=name, images=n, inverted=few,
              steps=steps, step_size=0.2, network={"natural": NATURAL, "robust": ROBUST}[name]["cifar10"],
-             gradient_limit=GRADIENT_LIMIT, test="test images, drawn by the seed")  # fmt: skip
+             gradient_limit=GRADIENT_LIMIT, tabled=False, test="test images, drawn by the seed")  # fmt: skip
     if seed == 0:
         results.store_images("07_perception_cifar10", pictures)
 

@@ -5,9 +5,9 @@ After the build, the script is replaced by one that knows just the icons found i
 rules for classes that no page and no script names are taken out of the style sheets. Search
 scripts stay on the search page only. Matplotlib writes six decimals of a 72nd of an inch, a name and
 a group for every line, and every style in full: figures keep one decimal, the names that something
-refers to, the groups that say something, and a style once. Its pictures have four channels, also
-where they are grey: they are written anew with what they need, pixel for pixel the same. Words of code
-that have no colour of their own need no element of their own.
+refers to, the groups that say something, and a style once. Its pictures carry palettes of 256 colours
+with opacities, or an opaque channel: they are written anew with what they use, pixel for pixel the
+same. Words of code that have no colour of their own need no element of their own.
 """
 
 import base64
@@ -147,12 +147,12 @@ def _fewer_channels(match):
     if image.mode == "RGB" and (colours := image.getcolors(256)):
         palette = image.quantize(len(colours))
         tried += [palette] if palette.convert("RGB").tobytes() == image.tobytes() else []
-    written = [found]
-    for picture in tried:
-        written.append(buffer := io.BytesIO())
-        picture.save(buffer, "PNG", optimize=True)
-        written[-1] = buffer.getvalue()
-    return match[1] + base64.b64encode(min(written, key=len)).decode()
+    return match[1] + base64.b64encode(min([found, *map(_png, tried)], key=len)).decode()
+
+
+def _png(image):
+    image.save(buffer := io.BytesIO(), "PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def _one_decimal(match):

@@ -21,6 +21,7 @@ from torch import Tensor
 from advlearn import provenance, storage
 
 HEADLINE = "application/vnd.advlearn.headline+json"
+AGREED = 0.02  # How far a value may be from recorded ones that are all the same.
 
 
 def _read(name: str) -> dict[str, object]:
@@ -128,7 +129,7 @@ def band(runs: Sequence[Mapping[str, object]], key: str) -> Band | None:
 
     mean ± t · s · √(1 + 1/m) for m seeds: for one more seed, not for the mean. None as well while
     a run is being recorded ($ADVLEARN_RECORDING): a band must not choose the runs that make it.
-    Seeds that all agree, say at 0 %, do not show how far another may be: every value is in then.
+    Seeds that all agree, say at 0 %, do not show how far another may be: `AGREED` is allowed then.
     """
     values = [float(run["values"][key]) for run in runs if key in run["values"]]
     m = len(values)
@@ -137,7 +138,7 @@ def band(runs: Sequence[Mapping[str, object]], key: str) -> Band | None:
     mean, s = statistics.fmean(values), statistics.stdev(values) * math.sqrt(1 + 1 / m)
     numbers = max(len(run["values"]) for run in runs)
     half, far = (student(0.05 / k, m - 1) * s for k in (1, numbers))
-    far = far or math.inf
+    far = far or AGREED
     return Band(mean, mean - half, mean + half, far, m)
 
 
