@@ -1,8 +1,10 @@
 """Every line of "When something is wrong": what is refused, in which words, and what is left."""
 
 import errno
+import importlib
 import math
 import resource
+import sys
 import warnings
 from contextlib import contextmanager
 from functools import partial
@@ -212,13 +214,28 @@ def test_a_diverged_epoch_is_not_written(tmp_path):
 
 @contextmanager
 def disk_full_after(size):
-    """No file may grow beyond `size` bytes, as on a full disk (EFBIG in place of ENOSPC)."""
+    """No file may grow beyond `size` bytes, as on a full disk (EFBIG in place of ENOSPC).
+
+    Nor may Python write what it compiles meanwhile: it takes a cut .pyc for a whole one
+    (CPython gh-126606), and every later import of that module, in any process, ends in EOFError.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    kept, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        sys.dont_write_bytecode = kept
+
+
+def test_a_full_disk_leaves_no_cut_bytecode(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    (tmp_path / "long_module.py").write_text("x = " + repr("long" * 100) + "\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    with disk_full_after(200):
+        importlib.import_module("long_module")
+    assert not (tmp_path / "__pycache__").exists()
 
 
 def write_weights(path):
