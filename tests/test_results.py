@@ -4,6 +4,8 @@ import random
 
 import pytest
 
+from advlearn import results
+from advlearn.evaluation import interval
 from advlearn.results import Row, band, compare, student
 
 
@@ -65,3 +67,34 @@ def test_seeds_that_agree_show_no_spread():
     assert (b.mean, b.low, b.high) == (0, 0, 0) and 0.001 in b and 0.05 not in b
     (line,) = compare([Row("all at 0", "a", 0.001)], runs(0.0, 0.0, 0.0)).rows
     assert line[2] == "0.0 %" and line[4] == "–"
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    monkeypatch.setattr(results.storage, "shipped", lambda: tmp_path)
+    (tmp_path / "results").mkdir()
+    results.store("some", [
+        {"profile": "cpu", "seed": seed, "kind": kind, "images": n, "values": {"a": a}}
+        for seed, kind, n, a in ((0, "x", 10, 0.5), (1, "x", 10, 0.7), (2, "x", 10, 0.6),
+                                 (0, "y", 10, 0.25), (0, "y", 20, 0.3))
+    ], ("seed", "kind", "images"))  # fmt: skip
+
+
+def test_recorded_runs_are_chosen_by_their_fields(shelf):
+    assert len(results.recorded("some")) == 5
+    assert [r["seed"] for r in results.recorded("some", "cpu", kind="x")] == [0, 1, 2]
+    assert results.recorded("some", "gpu") == results.recorded("some", kind="z") == []
+    assert len(results.recorded("some", eps=None)) == 5, "a field that a run lacks is None"
+    assert results.recorded("none") == []
+
+
+def test_over_seeds(shelf):
+    assert results.over_seeds("some", "a", kind="x") == ("60.0 [50.0, 70.0]", 3)
+    assert results.over_seeds("some", "a", n=100, kind="x") == ("60.0 [50.0, 70.0]", 3)
+    assert results.over_seeds("some", "a", kind="y", images=20) == ("30.0", 1)
+    low, high = interval(300, 1000)
+    assert results.over_seeds("some", "a", n=1000, kind="y", images=20) == (
+        f"30.0 ± {50 * (high - low):.1f}", 1)  # fmt: skip
+    assert results.over_seeds("some", "b", kind="x") == ("not recorded yet", 0)
+    with pytest.raises(ValueError, match="several runs of one seed"):
+        results.over_seeds("some", "a", kind="y")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from advlearn import provenance, storage
+from advlearn.evaluation import interval
 
 HEADLINE = "application/vnd.advlearn.headline+json"
 AGREED = 0.02  # How far a value may be from recorded ones that are all the same.
@@ -34,10 +35,36 @@ def papers() -> dict[str, dict[str, object]]:
     return {entry["key"]: entry for entry in _read("papers").get("numbers", [])}
 
 
-def recorded(name: str, profile: str | None = None) -> list[dict[str, object]]:
-    """The recorded runs of a chapter, e.g. recorded("01_fgsm", "cpu"); newest last."""
+def recorded(name: str, profile: str | None = None, **wanted: object) -> list[dict[str, object]]:
+    """The recorded runs of a chapter, e.g. recorded("01_fgsm", "cpu"); newest last.
+
+    `wanted` are fields that a run must have, e.g. kind="D_rand"; a field that a run lacks is None.
+    """
     runs = _read(name).get("runs", [])
-    return [run for run in runs if profile in (None, run["profile"])]
+    return [run for run in runs if profile in (None, run["profile"])
+            and all(run.get(field) == value for field, value in wanted.items())]  # fmt: skip
+
+
+def over_seeds(name: str, key: str, n: int | None = None, **wanted: object) -> tuple[str, int]:
+    """A recorded share in %, as text, and how many runs it comes from.
+
+    "45.1 [43.9, 46.0]" is the mean and the range over seeds. A single seed shows no spread; with
+    its number `n` of test images it gets "45.1 ± 1.4", half the width of the 95 % interval over
+    images. `wanted` chooses the runs as in `recorded`; two of one seed are an error.
+    """
+    runs = [run for run in recorded(name, **wanted) if key in run["values"]]
+    if len({run["seed"] for run in runs}) < len(runs):
+        raise ValueError(f"{name}, {wanted}: several runs of one seed; say more of what is wanted")
+    values = [100 * run["values"][key] for run in runs]
+    if not values:
+        return "not recorded yet", 0
+    text = f"{statistics.fmean(values):.1f}"
+    if len(values) > 1:
+        text += f" [{min(values):.1f}, {max(values):.1f}]"
+    elif n is not None:
+        low, high = interval(round(values[0] * n / 100), n)
+        text += f" ± {50 * (high - low):.1f}"
+    return text, len(values)
 
 
 def store(
