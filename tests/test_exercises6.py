@@ -193,7 +193,7 @@ def shuffled(x, y, eta):
 
 
 TURNS = weak._TURN_MISTAKES | {
-    "have been changed": changes_x,
+    "has been changed": changes_x,
     "moves by ": shuffled,
     "wanted (800, 10)": lambda x, y, eta: weak.turned(x, y, eta)[:, 1:],
     "where y = 1 has mean": lambda x, y, eta: weak.turned(x, y, eta, size=1.5),

@@ -8,7 +8,7 @@ from numbers import Real
 
 from torch import Tensor
 
-from advlearn.exercises.report import Unusable
+from advlearn.exercises.report import Unusable, ask
 
 Number = Callable[..., float]
 
@@ -30,15 +30,11 @@ class Cases:
     def told(self, name: str) -> float:
         """What the reader's function says, asked once."""
         if name not in self.answers:
-            given = _copy(self.arguments[name])
-            value = self.asked(*given)
+            value = ask(self.asked, *self.arguments[name])
             if isinstance(value, Tensor) and value.numel() == 1:
                 value = value.item()
             if isinstance(value, bool) or not isinstance(value, Real):
                 raise Unusable(f"returns {type(value).__name__}, wanted a number")
-            if any(isinstance(a, Tensor) and not a.equal(b)
-                   for a, b in zip(given, self.arguments[name], strict=True)):  # fmt: skip
-                raise Unusable("what was handed over has been changed")
             self.answers[name] = float(value)
         return self.answers[name]
 

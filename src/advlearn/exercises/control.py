@@ -12,7 +12,7 @@ from torch import Tensor
 from advlearn import data, relabelled, zoo
 from advlearn.attacks import pgd
 from advlearn.evaluation import predict
-from advlearn.exercises.report import Finding, Report, Unusable, examine
+from advlearn.exercises.report import Finding, Report, Unusable, ask, examine
 from advlearn.losses import cross_entropy
 from advlearn.models import mlp
 from advlearn.tensors import generator, norms
@@ -82,13 +82,10 @@ class _Built:
 
     def ask(self, seed: int = 84) -> tuple[Tensor, Tensor]:
         given = self.scene()
-        copies = [a.clone() for a in given]
-        answer = self.control(*copies, generator(seed))
+        answer = ask(self.control, *given, generator(seed))
         if not isinstance(answer, (tuple, list)) or len(answer) != 2:
             raise Unusable("wanted are two tensors: images and labels")
         z, labels = answer
-        if not all(a.equal(b) for a, b in zip(copies, given, strict=True)):
-            raise Unusable("what was handed over has been changed")
         if not isinstance(z, Tensor) or z.shape != given[0].shape or not z.isfinite().all():
             raise Unusable("the images must be finite, with the shape of x")
         if not isinstance(labels, Tensor) or labels.shape != given[2].shape:

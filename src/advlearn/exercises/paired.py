@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from advlearn.exercises.report import Report, Unusable, examine
+from advlearn.exercises.report import Report, Unusable, ask, examine
 from advlearn.tensors import generator
 
 Z = 1.959964
@@ -75,12 +75,9 @@ def check_paired(paired: Callable[[Tensor, Tensor], tuple[float, float, float]])
     def asked() -> list[tuple[float, ...]]:
         if not told:
             for a, b in given:
-                copies = a.clone(), b.clone()
-                answer = paired(*copies)
+                answer = ask(paired, a, b)
                 if not isinstance(answer, (tuple, list)) or len(answer) != 3:
                     raise Unusable("wanted are three numbers: difference, lower and upper end")
-                if not (copies[0].equal(a) and copies[1].equal(b)):
-                    raise Unusable("what was handed over has been changed")
                 told.append(tuple(float(v) for v in answer))
         return told
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from advlearn.attacks import pgd
-from advlearn.exercises.report import Report, Unusable, examine
+from advlearn.exercises.report import Report, Unusable, ask, examine
 from advlearn.losses import Loss, cross_entropy
 from advlearn.models import features, mlp, small_conv
 from advlearn.tensors import frozen, generator, norms
@@ -57,9 +57,9 @@ class _Built:
 
     def ask(self) -> tuple[Tensor, Tensor]:
         if self.made is None:
-            x, y = self.x.clone(), self.y.clone()
-            answer = self.build(self.f, x, y, self.threat, classes=CLASSES, steps=STEPS,
-                                step_size=ALPHA, gen=generator(72))  # fmt: skip
+            x, y = self.x, self.y
+            answer = ask(self.build, self.f, x, y, self.threat, classes=CLASSES, steps=STEPS,
+                         step_size=ALPHA, gen=generator(72))  # fmt: skip
             if not isinstance(answer, (tuple, list)) or len(answer) != 2:
                 raise Unusable("wanted are two tensors: images and labels")
             z, t = answer
@@ -67,8 +67,6 @@ class _Built:
                 raise Unusable("the images must have the shape of x")
             if not isinstance(t, Tensor) or t.shape != y.shape or t.dtype != torch.int64:
                 raise Unusable("the labels must be int64, (N,)")
-            if not (x.equal(self.x) and y.equal(self.y)):
-                raise Unusable("what was handed over has been changed")
             if t.min() < 0 or t.max() >= CLASSES:
                 raise Unusable(f"labels from {t.min()} to {t.max()}, there are {CLASSES} classes")
             self.made = z.detach(), t
@@ -174,12 +172,9 @@ class _Inverted:
 
     def ask(self) -> Tensor:
         if self.result is None:
-            x, start = self.x.clone(), self.start.clone()
-            z = self.invert(self.f, x, start, steps=400, step_size=0.03)
-            if not isinstance(z, Tensor) or z.shape != start.shape:
+            z = ask(self.invert, self.f, self.x, self.start, steps=400, step_size=0.03)
+            if not isinstance(z, Tensor) or z.shape != self.start.shape:
                 raise Unusable("the result must have the shape of start")
-            if not (x.equal(self.x) and start.equal(self.start)):
-                raise Unusable("what was handed over has been changed")
             self.result = z.detach()
         return self.result
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 UNWRITTEN, AGAIN = "not written yet", "the same problem as above"
 
 
@@ -57,6 +59,15 @@ Claims = Sequence[tuple[str, Callable[[], str | None]]]
 
 class Unusable(Exception):
     """What the reader's function returned cannot be examined; the message says why."""
+
+
+def ask(function: Callable[..., object], *given: object, **options: object) -> object:
+    """The reader's answer. Tensors are handed over as copies, which have to stay as they were."""
+    copies = [a.clone() if isinstance(a, Tensor) else a for a in given]
+    answer = function(*copies, **options)
+    if any(isinstance(a, Tensor) and not a.equal(b) for a, b in zip(copies, given, strict=True)):
+        raise Unusable("what was handed over has been changed")
+    return answer
 
 
 def examine(subject: object, claims: Claims) -> Report:
