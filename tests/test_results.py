@@ -1,12 +1,13 @@
 """Bands of recorded numbers: exact quantiles, the promised coverage, and no say in what is recorded."""
 
+import math
 import random
 
 import pytest
 
 from advlearn import results
 from advlearn.evaluation import interval
-from advlearn.results import Row, band, compare, student
+from advlearn.results import Row, band, compare, mean_interval, student
 
 
 @pytest.mark.parametrize(
@@ -60,6 +61,20 @@ def test_the_table_judges_a_row_alone_and_the_check_all_together():
 def test_no_band_while_a_run_is_recorded(monkeypatch):
     monkeypatch.setenv("ADVLEARN_RECORDING", "1")
     assert band(runs(0.8, 0.9, 1.0), "a") is None
+
+
+def test_the_interval_of_a_mean_by_hand():
+    mean, low, high = mean_interval([1.0, 2.0, 3.0])
+    half = 4.302653 / math.sqrt(3)  # t of 2 degrees of freedom; the deviation is 1
+    assert (mean, low, high) == pytest.approx((2, 2 - half, 2 + half), abs=1e-5)
+    assert mean_interval([2.5])[0] == 2.5 and all(map(math.isnan, mean_interval([2.5])[1:]))
+
+
+def test_the_interval_of_a_mean_covers_what_it_promises():
+    rng = random.Random(0)
+    hits = [mean_interval([rng.gauss(5, 2) for _ in range(4)]) for _ in range(4000)]
+    share = sum(low <= 5 <= high for _, low, high in hits) / 4000
+    assert abs(share - 0.95) < 0.015
 
 
 def test_seeds_that_agree_show_no_spread():

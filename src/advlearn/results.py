@@ -128,6 +128,13 @@ def record(
     store(name, [run])
 
 
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean over seeds and its 95 % interval, mean ± t · s / √m (Student); NaN for a single seed."""
+    m, mean = len(values), statistics.fmean(values)
+    half = student(0.05, m - 1) * statistics.stdev(values) / math.sqrt(m) if m > 1 else math.nan
+    return mean, mean - half, mean + half
+
+
 @dataclass(frozen=True)
 class Band:
     """Where another seed's value should fall: prediction intervals from recorded seeds.

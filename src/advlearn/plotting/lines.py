@@ -14,7 +14,7 @@ from advlearn.plotting.style import FAINT, PALETTE, RANDOM
 
 
 def curves(
-    x: Sequence[float],
+    x: Sequence[float] | Mapping[str, Sequence[float]],
     lines: Mapping[str, Sequence[float] | tuple[Sequence[float], Sequence[float], Sequence[float]]],
     *,
     xlabel: str,
@@ -27,7 +27,7 @@ def curves(
     """Named curves over x; a triple (y, low, high) also gets its band.
 
     Args:
-        x: common abscissae.
+        x: common abscissae, or name -> abscissae.
         lines: name -> y, or name -> (y, low, high).
         colors: name -> colour; others follow the palette.
         dashed: names of predictions.
@@ -38,9 +38,10 @@ def curves(
         color = (colors or {}).get(name, color)
         y, *limits = values if isinstance(values, tuple) else (values,)
         line = "--" if name in dashed else "" if name in dots else "-"
-        ax.plot(x, y, color=color, ls=line, marker="o" if name in dots else "", label=name)
+        at = x[name] if isinstance(x, Mapping) else x
+        ax.plot(at, y, color=color, ls=line, marker="o" if name in dots else "", label=name)
         if limits:
-            ax.fill_between(x, *limits, color=color, alpha=0.2, lw=0)
+            ax.fill_between(at, *limits, color=color, alpha=0.2, lw=0)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     if ylim:
         ax.set_ylim(*ylim)
