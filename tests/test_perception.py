@@ -55,6 +55,7 @@ def test_way_out_goes_to_the_nearest_of_another_class():
     assert torch.allclose(way, torch.tensor([[0.0, 1.0], [1.0, 0.0]]).double())
     own, control = perception.cosines(way.view(2, 1, 1, 2), way.view(2, 1, 1, 2))
     assert own.tolist() == [1, 1] and control.tolist() == [0, 0]
+    assert perception.cosines(-way, way)[0].tolist() == [-1, -1], "away is not towards"
     with pytest.raises(ValueError, match="image 1 of class 1"):
         perception.way_out(x, torch.tensor([0, 1]), pool[1:3], labels[1:3])
 

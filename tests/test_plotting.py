@@ -23,6 +23,16 @@ def test_names_of_neighbouring_points_do_not_overlap(second):
     plt.close(fig)
 
 
+def test_named_points_in_panels():
+    panels = {"one": {"a": (0, 0), "b": (1, 1)}, "two": {"a": (5, 5)}, "three": {"c": (0, 1)}}
+    fig = plotting.labelled(panels, xlabel="x", ylabel="y")
+    assert [ax.get_title() for ax in fig.axes] == list(panels), "the fourth place stays empty"
+    assert [[t.get_text() for t in ax.texts] for ax in fig.axes] == [["a", "b"], ["a"], ["c"]]
+    assert [ax.get_ylabel() for ax in fig.axes] == ["y", "", "y"]
+    assert len({line.get_color() for ax in fig.axes for line in ax.lines}) == 1
+    plt.close(fig)
+
+
 def test_the_boundary_of_two_gaussians_is_where_both_are_as_likely():
     mu, sigma = np.array([1.0, 0.3]), np.array([[1.0, 0.2], [0.2, 0.3]])
     fig = plotting.ellipses({"a": (mu, sigma)}, np.eye(2), np.array([1, -1]))

@@ -73,8 +73,8 @@ def way_out(x: Tensor, y: Tensor, pool: Tensor, labels: Tensor) -> Tensor:
 
 
 def cosines(g: Tensor, way: Tensor) -> tuple[Tensor, Tensor]:
-    """Size of the cosine with each image's own direction, and with another's as a control: (N,)."""
-    return tuple((g.flatten(1) * w.flatten(1)).sum(1).abs() for w in (way, way.roll(1, 0)))
+    """The cosine with each image's own direction, and with another's as a control: (N,), signed."""
+    return tuple((g.flatten(1) * w.flatten(1)).sum(1) for w in (way, way.roll(1, 0)))
 
 
 def read_back(

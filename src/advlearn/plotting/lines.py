@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
@@ -180,14 +181,41 @@ def panels(
     return fig
 
 
-def labelled(points: Mapping[str, tuple[float, float]], *, xlabel: str, ylabel: str) -> Figure:
-    """Named points in the plane, each with its name beside it, inside, where nothing else stands."""
-    fig, ax = plt.subplots(layout="constrained")
-    for color, at in zip(itertools.cycle(PALETTE), points.values(), strict=False):
-        ax.plot(*at, "o", color=color, ms=7)
-    ax.margins(x=0.2, y=0.12)
-    ax.set(xlabel=xlabel, ylabel=ylabel)
+def labelled(
+    points: Mapping[str, tuple[float, float]] | Mapping[str, Mapping[str, tuple[float, float]]], *,
+    xlabel: str, ylabel: str,
+) -> Figure:  # fmt: skip
+    """Named points in the plane, each with its name beside it, inside, where nothing else stands.
+
+    Args:
+        points: name -> (x, y); or title -> name -> (x, y), in panels, two in a row.
+    """
+    if isinstance(next(iter(points.values())), Mapping):
+        rows = -(-len(points) // 2)
+        fig, grid = plt.subplots(rows, 2, figsize=(8.2, 3.1 * rows), squeeze=False, layout="constrained")
+        titled = dict(zip(points, grid.flat, strict=False))
+        for title, ax in titled.items():
+            ax.set_title(title)
+        for ax in grid.flat[len(points):]:
+            ax.remove()
+    else:
+        fig, ax = plt.subplots(layout="constrained")
+        points, titled = {"": points}, {"": ax}
+    for title, ax in titled.items():
+        colors = itertools.cycle(PALETTE if len(points) == 1 else PALETTE[:1])
+        for color, at in zip(colors, points[title].values(), strict=False):
+            ax.plot(*at, "o", color=color, ms=7)
+        ax.margins(x=0.2, y=0.12)
+        left = ax.get_subplotspec().is_first_col()
+        ax.set(xlabel=xlabel, ylabel=ylabel if left else "")
     fig.canvas.draw()  # Only now is it known where a name would stand.
+    for title, ax in titled.items():
+        _name(ax, points[title])
+    return fig
+
+
+def _name(ax: Axes, points: Mapping[str, tuple[float, float]]) -> None:
+    """Write the names beside points that are drawn already."""
     frame, taken = ax.get_window_extent(), [
         Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in ax.transData.transform([*points.values()])]
     for name, at in points.items():
@@ -199,4 +227,3 @@ def labelled(points: Mapping[str, tuple[float, float]], *, xlabel: str, ylabel: 
             if frame.x0 < box.x0 and box.x1 < frame.x1 and not any(map(box.overlaps, taken)):
                 break
         taken.append(text.get_window_extent())
-    return fig
