@@ -23,6 +23,21 @@ def test_names_of_neighbouring_points_do_not_overlap(second):
     plt.close(fig)
 
 
+def test_names_of_crowded_points_in_panels_do_not_overlap():
+    crowd = {"width 64": (33.6, 25.3), "width 32": (28.1, 23.5), "width 16": (22.3, 15.4),
+             "width 8": (5.7, 12.7), "pooled conv": (9.6, 4.0), "small conv": (4.1, 3.1),
+             "linear": (6.8, 3.0), "MLP": (9.6, 1.2)}  # fmt: skip
+    fig = plotting.labelled({"a": crowd, "b": crowd, "c": crowd, "d": crowd}, xlabel="x", ylabel="y")
+    fig.canvas.draw()
+    for ax in fig.axes:
+        frame = ax.get_window_extent()
+        boxes = {t.get_text(): t.get_window_extent() for t in ax.texts}
+        for a, b in itertools.combinations(boxes, 2):
+            assert not boxes[a].overlaps(boxes[b]), f"{a} and {b}"
+        assert all(frame.x0 < box.x0 and box.x1 < frame.x1 for box in boxes.values())
+    plt.close(fig)
+
+
 def test_named_points_in_panels():
     panels = {"one": {"a": (0, 0), "b": (1, 1)}, "two": {"a": (5, 5)}, "three": {"c": (0, 1)}}
     fig = plotting.labelled(panels, xlabel="x", ylabel="y")

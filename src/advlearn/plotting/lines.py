@@ -214,16 +214,24 @@ def labelled(
     return fig
 
 
+PLACES = ((7, 4, "left"), (7, -12, "left"), (-7, 4, "right"), (-7, -12, "right"), (0, 8, "center"),
+          (0, -16, "center"), (9, 16, "left"), (9, -24, "left"))  # Of a name, seen from its point.
+
+
 def _name(ax: Axes, points: Mapping[str, tuple[float, float]]) -> None:
     """Write the names beside points that are drawn already."""
     frame, taken = ax.get_window_extent(), [
         Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in ax.transData.transform([*points.values()])]
     for name, at in points.items():
         text = ax.annotate(name, at, xytext=(7, 4), textcoords="offset points", fontsize=9)
-        for place, align in (((7, 4), "left"), ((7, -12), "left"), ((-7, 4), "right"),
-                             ((-7, -12), "right")):  # fmt: skip
-            text.set(position=place, ha=align)
-            box = text.get_window_extent()
-            if frame.x0 < box.x0 and box.x1 < frame.x1 and not any(map(box.overlaps, taken)):
+        boxes = {}
+        for place in PLACES:
+            text.set(position=place[:2], ha=place[2])
+            boxes[place] = box = text.get_window_extent()
+            if frame.x0 < box.x0 and box.x1 < frame.x1 and box.y1 < frame.y1 and not any(
+                    map(box.overlaps, taken)):  # fmt: skip
                 break
-        taken.append(text.get_window_extent())
+        else:  # Nowhere: then where it hides least.
+            place = min(boxes, key=lambda p: boxes[p].count_overlaps(taken))
+            text.set(position=place[:2], ha=place[2])
+        taken.append(boxes[place])
