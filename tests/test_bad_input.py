@@ -233,8 +233,10 @@ def test_a_full_disk_leaves_no_cut_bytecode(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     (tmp_path / "long_module.py").write_text("x = " + repr("long" * 100) + "\n", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("long_module", None)
     with disk_full_after(200):
-        importlib.import_module("long_module")
+        assert importlib.import_module("long_module").x == "long" * 100
+    del sys.modules["long_module"]
     assert not (tmp_path / "__pycache__").exists()
 
 

@@ -23,6 +23,32 @@ def test_names_of_neighbouring_points_do_not_overlap(second):
     plt.close(fig)
 
 
+def inside(box, frame):
+    return frame.x0 < box.x0 and box.x1 < frame.x1 and frame.y0 < box.y0 and box.y1 < frame.y1
+
+
+def test_names_stay_inside_where_there_is_no_free_place():
+    points = {f"network {i}": (0.0, 0.0) for i in range(12)} | {"far": (1.0, 1.0)}
+    fig = plotting.labelled(points, xlabel="x", ylabel="y")
+    fig.canvas.draw()
+    (ax,) = fig.axes
+    boxes = [t.get_window_extent() for t in ax.texts]
+    assert all(inside(box, ax.get_window_extent()) for box in boxes)
+    free = [b for i, b in enumerate(boxes[:12]) if not b.count_overlaps(boxes[:i])]
+    assert len(free) >= 4, "names that find a place do not lie on each other"
+    plt.close(fig)
+
+
+def test_curves_take_abscissae_of_their_own():
+    x = {"a": [0, 1], "b": [5, 6]}
+    fig = plotting.curves(x, {"a": [1, 2], "b": ([1, 2], [0, 1], [2, 3])}, xlabel="x", ylabel="y")
+    (ax,) = fig.axes
+    assert [line.get_xdata().tolist() for line in ax.lines] == [[0, 1], [5, 6]]
+    (band,) = ax.collections
+    assert band.get_paths()[0].get_extents().bounds == (5, 0, 1, 3)
+    plt.close(fig)
+
+
 def test_names_of_crowded_points_in_panels_do_not_overlap():
     crowd = {"width 64": (33.6, 25.3), "width 32": (28.1, 23.5), "width 16": (22.3, 15.4),
              "width 8": (5.7, 12.7), "pooled conv": (9.6, 4.0), "small conv": (4.1, 3.1),
@@ -34,7 +60,7 @@ def test_names_of_crowded_points_in_panels_do_not_overlap():
         boxes = {t.get_text(): t.get_window_extent() for t in ax.texts}
         for a, b in itertools.combinations(boxes, 2):
             assert not boxes[a].overlaps(boxes[b]), f"{a} and {b}"
-        assert all(frame.x0 < box.x0 and box.x1 < frame.x1 for box in boxes.values())
+        assert all(inside(box, frame) for box in boxes.values())
     plt.close(fig)
 
 

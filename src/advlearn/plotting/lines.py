@@ -185,7 +185,9 @@ def labelled(
     points: Mapping[str, tuple[float, float]] | Mapping[str, Mapping[str, tuple[float, float]]], *,
     xlabel: str, ylabel: str,
 ) -> Figure:  # fmt: skip
-    """Named points in the plane, each with its name beside it, inside, where nothing else stands.
+    """Named points in the plane, each with its name beside it, inside the frame.
+
+    A name stands where nothing else does; where there is no such place, where it hides least.
 
     Args:
         points: name -> (x, y); or title -> name -> (x, y), in panels, two in a row.
@@ -224,14 +226,12 @@ def _name(ax: Axes, points: Mapping[str, tuple[float, float]]) -> None:
         Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in ax.transData.transform([*points.values()])]
     for name, at in points.items():
         text = ax.annotate(name, at, xytext=(7, 4), textcoords="offset points", fontsize=9)
-        boxes = {}
+        hidden = {}
         for place in PLACES:
             text.set(position=place[:2], ha=place[2])
-            boxes[place] = box = text.get_window_extent()
-            if frame.x0 < box.x0 and box.x1 < frame.x1 and box.y1 < frame.y1 and not any(
-                    map(box.overlaps, taken)):  # fmt: skip
-                break
-        else:  # Nowhere: then where it hides least.
-            place = min(boxes, key=lambda p: boxes[p].count_overlaps(taken))
-            text.set(position=place[:2], ha=place[2])
-        taken.append(boxes[place])
+            box = text.get_window_extent()
+            inside = frame.x0 < box.x0 and box.x1 < frame.x1 and frame.y0 < box.y0 and box.y1 < frame.y1
+            hidden[place] = (not inside, box.count_overlaps(taken))
+        best = min(hidden, key=hidden.get)  # The first of the best.
+        text.set(position=best[:2], ha=best[2])
+        taken.append(text.get_window_extent())
