@@ -237,17 +237,20 @@ def test_a_figure_keeps_what_it_shows_and_loses_digits():
     sys.path.insert(0, str(ROOT / "book" / "_ext"))
     from book_slim import plainer
 
-    svg = """<svg><metadata>made by matplotlib</metadata><!-- a tick -->
+    svg = """<svg xmlns:xlink="http://www.w3.org/1999/xlink"><metadata>made by matplotlib</metadata><!-- a tick -->
   <defs><style type="text/css">*{stroke-linejoin: round}</style>
   <path id="used" d="M 0 -1.1234567 L 12.987654 3.04 L 1 1 z M 5 5 Q 1 2 3 4 Q 5 6 7 8"
     transform="scale(0.015625)" style="fill: #ff0000"/></defs>
   <g id="idle"><g clip-path="url(#area)"><path style="fill: #ff0000"/>
-  <use xlink:href="#used" transform="translate(10.123456 7.06) scale(0.12 -0.12)" x="1.98"/></g>
+  <use xlink:href="#used" transform="translate(10.123456 7.06) scale(0.12 -0.12)" x="1.98"/>
+  <use xlink:href="#used" transform="translate(63.623047 0)"/>
+  <use xlink:href="#used" transform="translate(1.5 -2.25)"/></g>
   <image style="opacity: 1" xlink:href="data:image/png;base64,aB1+/9.123456=="/></g>
   <g style="opacity: 0.5"><clipPath id="area"/></g></svg>"""
     small = plainer(svg)
     assert 'd="M0-1.1 13 3 1 1zM5 5Q1 2 3 4 5 6 7 8"' in small and 'x="2"' in small
     assert "translate(10.1 7.1) scale(0.12 -0.12)" in small and "scale(0.015625)" in small
+    assert ' x="63.6"/>' in small and ' x="1.5" y="-2.2"/>' in small and "xlink" not in small
     assert "base64,aB1+/9.123456==" in small and ".s0{fill: #ff0000}</style>" in small
     assert small.count('class="s0"') == 2 and 'style="opacity: 1"' in small
     for name in ("used", "area"):

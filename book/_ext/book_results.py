@@ -131,6 +131,10 @@ LABELS |= {
     f"eps_{eps:02d}_{kind}": f"trained at ε = {eps / 100:g}: {what}, %"
     for eps in (0, 5, 10, 20, 30, 40)
     for kind, what in {"natural": "clean", "pgd_low": "PGD, small ε", "pgd_high": "PGD, large ε"}.items()
+} | {
+    f"beta_{beta}_{kind}": f"TRADES, β = {beta}: {what}, %"
+    for beta in ("0.3", "1", "6")
+    for kind, what in {"natural": "clean", "pgd_high": "PGD, large ε"}.items()
 }  # fmt: skip
 
 LABELS |= {

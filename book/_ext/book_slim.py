@@ -129,7 +129,8 @@ def plainer(svg):
     svg = re.sub(r'( (?:d|x|y|points|transform)=")(translate[^"]*|[^"(]*)(")', _one_decimal, svg)
     svg = re.sub(r'( d=")([^"]*)', lambda m: m[1] + _short_path(m[2]), svg)
     svg = re.sub(r'(data:image/png;base64,)([\w+/=\s]+)(?=")', _fewer_channels, svg)
-    return re.sub(r"\n\s*", "\n", _without_bare_groups(_shared_styles(_short_names(svg))))
+    svg = _placed(_without_bare_groups(_shared_styles(_short_names(svg))))
+    return re.sub(r"\n\s*", "\n", svg)
 
 
 def _fewer_channels(match):
@@ -204,6 +205,16 @@ def _without_bare_groups(svg):
         elif part == "</g>" and parts[start := opened.pop()] == "<g>":
             parts[start] = parts[i] = ""
     return "".join(parts)
+
+
+def _placed(svg):
+    """What is used somewhere says where by x and y, and what by href, as SVG 2 has it."""
+    svg = re.sub(
+        r'(<use xlink:href="[^"]*") transform="translate\(([\d.-]+)(?: ([\d.-]+))?\)"/>',
+        lambda m: f'{m[1]} x="{m[2]}"' + (f' y="{m[3]}"' if float(m[3] or 0) else "") + "/>",
+        svg,
+    )
+    return svg.replace("xlink:href=", "href=").replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "")
 
 
 def slim(app, error):
