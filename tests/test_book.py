@@ -261,6 +261,19 @@ def test_a_figure_keeps_what_it_shows_and_loses_digits():
     assert plainer(small) == small
 
 
+def test_the_sides_of_a_frame_are_one_path():
+    sys.path.insert(0, str(ROOT / "book" / "_ext"))
+    from book_slim import plainer
+
+    line, faint = "fill: none; stroke: #000000", "fill: none; stroke: #000000; stroke-opacity: 0.2"
+    sides = "".join(f'<path d="M {i} 0 L {i} 9" style="{style}"/>\n'
+                    for style in (line, faint) for i in (1, 2, 3))  # fmt: skip
+    small = plainer(f"<svg><defs><style>*{{a: b}}</style></defs>\n{sides}<g/>\n</svg>")
+    assert 'd="M1 0 1 9M2 0 2 9M3 0 3 9"' in small, "opaque ones may lie on each other"
+    assert small.count("<path") == 1 + 3, "where faint lines cross, both are seen"
+    assert plainer(small) == small and "<g" not in small
+
+
 def test_code_keeps_its_words_and_its_colours():
     sys.path.insert(0, str(ROOT / "book" / "_ext"))
     from book_slim import UNCOLOURED

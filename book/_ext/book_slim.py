@@ -130,7 +130,7 @@ def plainer(svg):
     svg = re.sub(r'( d=")([^"]*)', lambda m: m[1] + _short_path(m[2]), svg)
     svg = re.sub(r'(data:image/png;base64,)([\w+/=\s]+)(?=")', _fewer_channels, svg)
     svg = _placed(_without_bare_groups(_shared_styles(_short_names(svg))))
-    return re.sub(r"\n\s*", "\n", svg)
+    return _joined(re.sub(r"\n\s*", "\n", svg.replace("<g/>", "")))
 
 
 def _fewer_channels(match):
@@ -215,6 +215,19 @@ def _placed(svg):
         svg,
     )
     return svg.replace("xlink:href=", "href=").replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "")
+
+
+def _joined(svg):
+    """Neighbouring lines of one opaque style, as the four sides of a frame are, in one path."""
+    styles = dict(re.findall(r"\.(s\d+)\{([^}]*)\}", svg))
+    opaque = {name for name, style in styles.items() if "fill: none" in style and "opacity" not in style}
+    runs = re.compile(r'(?:<path d="[^"]*" class="(s\d+)"/>\n)(?:<path d="[^"]*" class="\1"/>\n)+')
+
+    def join(match):
+        whole = "".join(re.findall(r' d="([^"]*)"', match[0]))
+        return f'<path d="{whole}" class="{match[1]}"/>\n' if match[1] in opaque else match[0]
+
+    return runs.sub(join, svg)
 
 
 def slim(app, error):
